@@ -1,0 +1,101 @@
+"""What capture sees, one immutable event at a time, and what an observer must be able to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fullrank.operators import AttentionMap
+from fullrank.table import Row
+
+__all__ = ["AttentionCall", "Event", "Observer", "Signal", "StreamState"]
+
+Signal = Literal["stream", "mid", "read", "attention"]
+"""What an observer can ask for: block inputs and outputs, the state between attention and MLP, what a norm hands on
+to a block, attention calls. The recorder attaches nothing that no observer needs."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """The residual stream at one place, or what a norm hands on of it.
+
+    Attributes:
+        stack: `decoder`, `encoder`, `vision`, …
+        layer: 0 before the first block, n after (or, for `mid`, inside) the n-th block call. A `read` carries the layer
+            of the state that was read: block n's first norm reads layer n − 1 `out`, its MLP norm layer n `mid`.
+        site: `stream`, or `read` for what a norm hands on.
+        part: `out`, or `mid` between attention and MLP.
+        path: name of the module it was seen at.
+        value: (sequences, tokens, width), detached, not to be changed.
+        real: (sequences, tokens) bool, which tokens are not padding; None when all are.
+    """
+
+    stack: str
+    layer: int
+    site: Literal["stream", "read"]
+    part: Literal["out", "mid"]
+    path: str
+    value: Tensor
+    real: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention kernel, as the model made it.
+
+    Attributes:
+        stack: as in `StreamState`.
+        layer: n for a call inside the n-th block call.
+        part: `self`, `cross`, `self.1` for a second self-attention call of the block, …
+        path: name of the module that called.
+        attention: the map over tokens, (sequences, heads, queries, keys), never materialised unless the model did.
+        value: (sequences, key-value heads, keys, width of values) as handed to the kernel; None where unknown.
+        real_queries: (sequences, queries) bool; None when all are real tokens.
+        real_keys: (sequences, keys) bool; None when all are real tokens.
+        causal: whether every query sees no later key.
+        kernel: what the model called, such as `scaled_dot_product_attention` or `softmax`.
+        dtype: of the query as the kernel got it (under autocast: as it computes).
+    """
+
+    stack: str
+    layer: int
+    part: str
+    path: str
+    attention: AttentionMap
+    value: Tensor | None
+    real_queries: Tensor | None
+    real_keys: Tensor | None
+    causal: bool
+    kernel: str
+    dtype: torch.dtype
+
+
+Event = StreamState | AttentionCall
+
+
+class Observer(Protocol):
+    """Reduces events on the spot and yields rows at the end.
+
+    An observer keeps sufficient statistics, never the events' tensors. It is called with gradients off and with torch
+    function modes off, must not draw from the global random state, and must not change what it sees.
+    """
+
+    needs: frozenset[Signal]
+
+    def see(self, event: Event) -> None:
+        """Take in one event of a signal in `needs`."""
+
+    def rows(self) -> Sequence[Row]:
+        """The numbers so far."""
+
+    def merge(self, other: Self) -> None:
+        """Take in what another observer of the same kind saw (another batch, another process)."""
+
+
+def describe(event: Event) -> dict[str, Any]:
+    """The event's place without its tensors, for progress and error messages."""
+    return {"stack": event.stack, "layer": event.layer, "part": event.part, "path": event.path}

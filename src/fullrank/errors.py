@@ -1,0 +1,52 @@
+"""What the user did that cannot work: one clear sentence each, and no trace left behind."""
+
+__all__ = [
+    "BatchError",
+    "CaptureError",
+    "ContextError",
+    "FullrankError",
+    "ModelError",
+    "NonFiniteError",
+    "OutputError",
+    "SpecError",
+    "TableError",
+]
+
+
+class FullrankError(Exception):
+    """Bad input, answered in one sentence that names the argument, what was found and what is accepted.
+
+    The command line prints the sentence without a traceback and exits with code 2.
+    """
+
+
+class SpecError(FullrankError):
+    """A model SPEC that cannot be parsed, found or loaded."""
+
+
+class ModelError(FullrankError):
+    """A model in which what was asked for cannot be seen, for example one without repeated blocks."""
+
+
+class NonFiniteError(ModelError):
+    """Weights or activations that are not finite; names the first module where they appear."""
+
+
+class BatchError(FullrankError):
+    """A batch, text or image that does not fit the model, or in which nothing is left to measure."""
+
+
+class ContextError(BatchError):
+    """A context length that the model cannot take."""
+
+
+class CaptureError(ModelError):
+    """An attention kernel or a module whose signals cannot be read."""
+
+
+class TableError(FullrankError):
+    """A table, report file or metric name that does not say what was expected."""
+
+
+class OutputError(FullrankError):
+    """A path that cannot be written."""
