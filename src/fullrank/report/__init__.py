@@ -1,0 +1,7 @@
+"""The report: a table with what it is of, its figures, its page, its terminal rendering."""
+
+from fullrank.report.overlay import Overlay
+from fullrank.report.report import Report
+from fullrank.report.spectrum import HeadSpectrum
+
+__all__ = ["HeadSpectrum", "Overlay", "Report"]

@@ -1,0 +1,124 @@
+"""A report as one JSON document, exact in both directions, infinities included."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from fullrank.errors import TableError
+from fullrank.report.spectrum import HeadSpectrum
+from fullrank.table import SCHEMA_VERSION, Table, check_schema
+
+__all__ = ["plain", "read", "text_of", "write"]
+
+_NUMBER = "$number"
+"""JSON has no infinity and no NaN: such a number outside the rows is written as {"$number": "inf"}."""
+
+
+def plain(value: Any, *, where: str = "about") -> Any:
+    """The value in JSON's own types: mappings become dicts with string keys, sequences lists.
+
+    Args:
+        value: what to convert.
+        where: its place, for the error message.
+
+    Returns:
+        Equal content made of dict, list, str, int, float, bool and None.
+
+    Raises:
+        TableError: for a value that JSON cannot hold, naming its place.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return float(value)
+        case Mapping():
+            return {str(key): plain(item, where=f"{where}[{key!r}]") for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item, where=f"{where}[{index}]") for index, item in enumerate(value)]
+    raise TableError(f"{where} is a {type(value).__name__}; a report's description holds text, numbers and lists only.")
+
+
+def write(rows: Table, about: Mapping[str, Any], spectra: tuple[HeadSpectrum, ...]) -> str:
+    """The document: `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`."""
+    document = {
+        "schema": SCHEMA_VERSION,
+        "about": _encode(about),
+        "spectra": [_encode(asdict(spectrum)) for spectrum in spectra],
+        "rows": rows.to_records(),
+    }
+    return json.dumps(document, allow_nan=False, ensure_ascii=False)
+
+
+def read(text: str) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...]]:
+    """What `write` wrote.
+
+    Args:
+        text: the document.
+
+    Returns:
+        Rows, description and spectra.
+
+    Raises:
+        TableError: for text that is no such document, or of another schema version.
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TableError(f"this is not JSON: {error}.") from None
+    check_schema(document)
+    about, spectra = document.get("about"), document.get("spectra", [])
+    if not isinstance(about, dict) or not isinstance(spectra, list):
+        raise TableError("this is not a fullrank report: it has no 'about', or its 'spectra' are no list.")
+    return Table.from_records(document["rows"]), _decode(about), tuple(_spectrum(record) for record in spectra)
+
+
+def text_of(path: str | os.PathLike[str]) -> str:
+    """The text of a report file.
+
+    Returns:
+        The content.
+
+    Raises:
+        TableError: for a file that cannot be read as text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise TableError(f"{Path(path)} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise TableError(f"{Path(path)} cannot be read: it is not UTF-8 text, so no fullrank report.") from None
+
+
+def _spectrum(record: Any) -> HeadSpectrum:
+    expected = [field.name for field in fields(HeadSpectrum)]
+    if not isinstance(record, dict) or sorted(record) != sorted(expected):
+        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise TableError(f"a spectrum has {found}; expected {', '.join(expected)}.")
+    return HeadSpectrum(**_decode(record))
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NUMBER: repr(value)}
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_NUMBER}:
+            return float(value[_NUMBER])
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value

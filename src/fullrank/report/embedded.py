@@ -1,0 +1,138 @@
+"""What the page's scripts draw from, as one JSON text that is safe inside a script element."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fullrank.report.glossary import term
+from fullrank.report.heads import heads
+from fullrank.report.profile import profile
+from fullrank.report.scree import sketch
+from fullrank.report.series import Series
+from fullrank.report.spectrum import HeadSpectrum
+from fullrank.report.style import TEMPLATE
+from fullrank.report.wording import number
+from fullrank.table import COLUMNS, headline
+
+if TYPE_CHECKING:
+    from fullrank.report.report import Report
+
+__all__ = ["embedded", "script_safe"]
+
+_FIRST_PROFILES = ("token_energy", "similarity", "centered_stable_rank", "residual")
+_FIRST_MAPS = ("normalized_entropy", "sink_mass", "attention_s2")
+
+
+def embedded(reports: Sequence[Report], labels: Sequence[str], series: Sequence[Series]) -> dict[str, Any]:
+    """Figures, rows and definitions: everything that the page shows on demand."""
+    metrics = dict.fromkeys(row.metric for one in series for row in one.rows)
+    return {
+        "template": TEMPLATE,
+        "profiles": _profiles(series),
+        "maps": _maps(series),
+        "spectra": _spectra(series),
+        "table": _table(reports, labels),
+        "terms": {metric: _term(metric) for metric in metrics},
+    }
+
+
+def script_safe(content: Any) -> str:
+    """JSON that cannot end or escape the script element it stands in, whatever the names in it.
+
+    `<`, `>`, `&` and the two line separators that JavaScript and JSON disagree on are written as escapes; in JSON they
+    can only stand in strings, where the escape means the same.
+    """
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _profiles(series: Sequence[Series]) -> dict[str, Any]:
+    keys = dict.fromkeys(
+        (row.metric, row.stack, row.scope) for one in series for row in one.rows if row.head is None
+    )
+    figures = [
+        {"metric": metric, "place": stack, "scope": scope, "figure": profile(series, metric, scope=scope, stack=stack)}
+        for metric, stack, scope in keys
+    ]
+    return _chooser(figures, _FIRST_PROFILES)
+
+
+def _maps(series: Sequence[Series]) -> dict[str, Any]:
+    keys = dict.fromkeys(
+        (row.metric, row.stack, row.site, row.part, row.scope)
+        for one in series
+        for row in one.rows
+        if row.head is not None
+    )
+    figures = [
+        {
+            "metric": metric,
+            "place": f"{stack} · {part}",
+            "scope": scope,
+            "figure": heads(series, metric, scope=scope, stack=stack, site=site, part=part),
+        }
+        for metric, stack, site, part, scope in keys
+    ]
+    return _chooser(figures, _FIRST_MAPS)
+
+
+def _chooser(figures: list[dict[str, Any]], preferred: Sequence[str]) -> dict[str, Any]:
+    metrics = {figure["metric"] for figure in figures}
+    first = next((metric for metric in preferred if metric in metrics), figures[0]["metric"] if figures else None)
+    scopes: dict[str, set[str]] = {}
+    for figure in figures:
+        scopes.setdefault(figure["metric"], set()).add(figure["scope"])
+    return {
+        "figures": figures,
+        "first": first,
+        "headline": {metric: headline(found) for metric, found in scopes.items()},
+    }
+
+
+def _spectra(series: Sequence[Series]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, int, str, int], list[tuple[Series, HeadSpectrum]]] = {}
+    for one in series:
+        for spectrum in one.spectra:
+            groups.setdefault(spectrum.key, []).append((one, spectrum))
+    return [
+        {"place": f"{stack} · {part}", "layer": layer, "head": head, "figure": sketch(found)}
+        for (stack, layer, part, head), found in groups.items()
+    ]
+
+
+def _table(reports: Sequence[Report], labels: Sequence[str]) -> dict[str, Any]:
+    """Columns of all rows; texts as indices into their distinct values, numbers with what is shown of them."""
+    rows = [(label, row) for report, label in zip(reports, labels, strict=True) for row in report.rows]
+    names = [*(("report",) if len(reports) > 1 else ()), *COLUMNS, "note"]
+    columns = []
+    for name in names:
+        values = [label if name == "report" else getattr(row, name) for label, row in rows]
+        if name in ("layer", "head", "n"):
+            columns.append({"name": name, "values": values})
+        elif name in ("value", "stderr"):
+            exact = [str(v) if v is not None and math.isinf(v) else v for v in values]
+            columns.append({"name": name, "values": exact, "shown": [number(v) for v in values]})
+        else:
+            texts = [("yes" if value else "no") if isinstance(value, bool) else value for value in values]
+            index = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+            columns.append({"name": name, "distinct": list(index), "codes": [index[text] for text in texts]})
+    return {"rows": len(rows), "columns": columns}
+
+
+def _term(metric: str) -> dict[str, str]:
+    words = term(metric)
+    facts = {
+        "definition": words.definition,
+        "unit": words.unit,
+        "range": words.range,
+        "healthy": words.healthy,
+        "collapsed": words.collapsed,
+        "null": words.null,
+        "source": words.source,
+    }
+    return {name: text for name, text in facts.items() if text}

@@ -1,0 +1,85 @@
+"""The report as one self-contained page, and as a short piece of HTML for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from fullrank.report.embedded import embedded, script_safe
+from fullrank.report.glossary import term
+from fullrank.report.headlines import headlines
+from fullrank.report.series import series_of
+from fullrank.report.wording import examined, row_notes
+
+if TYPE_CHECKING:
+    from fullrank.report.report import Report
+
+__all__ = ["page", "summary"]
+
+
+def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
+    """One HTML document: styles, scripts and data inside, nothing asked of the network.
+
+    A content security policy forbids every request, so that this holds whatever the drawing library would do.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    series = series_of(reports, labels)
+    data = embedded(reports, labels, series)
+    return _render(
+        "page.html",
+        title=" and ".join(label or str(report.about.get("model") or "report") for report, label in _pairs(reports, labels)),
+        reports=_overviews(reports, labels),
+        terms=[term(metric) for metric in data["terms"]],
+        data=data,
+        css=Markup(_text("page.css")),  # noqa: S704 — files of this package
+        script=Markup(_text("page.js")),  # noqa: S704
+        plotly=Markup(get_plotlyjs()),  # noqa: S704
+        json=Markup(script_safe(data)),  # noqa: S704 — escaped by script_safe
+    )
+
+
+def summary(reports: Sequence[Report], labels: Sequence[str]) -> str:
+    """What a notebook shows: what was examined and the headline table, styled inline and without a script."""
+    return _render("notebook.html", reports=_overviews(reports, labels))
+
+
+def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:
+    overviews = []
+    for report, label in _pairs(reports, labels):
+        tables = []
+        for one in series_of((report,), ("",)):
+            tables += [(one.label, table) for table in headlines(one.rows)]
+        overviews.append(
+            {
+                "label": label,
+                "model": str(report.about.get("model") or "report"),
+                "facts": examined(report.about),
+                "notes": [str(note) for note in report.about.get("notes") or []],
+                "row_notes": row_notes(report.rows),
+                "tables": tables,
+                "verdicts": report.verdicts,
+                "rows": len(report.rows),
+            }
+        )
+    return overviews
+
+
+def _pairs(reports: Sequence[Report], labels: Sequence[str]) -> list[tuple[Report, str]]:
+    return list(zip(reports, labels, strict=True))
+
+
+def _text(name: str) -> str:
+    return resources.files("fullrank.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _render(name: str, **content: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("fullrank.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name).render(**content)

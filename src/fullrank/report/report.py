@@ -1,0 +1,204 @@
+"""The report: rows, what they are of, and the ways to look at them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fullrank.report import document
+from fullrank.report.figure import as_figure, draw
+from fullrank.report.scree import scree
+from fullrank.report.series import Series, series_of
+from fullrank.report.spectrum import HeadSpectrum
+from fullrank.table import Table, write_atomically
+
+if TYPE_CHECKING:
+    import pandas
+    from plotly.graph_objects import Figure
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+    from fullrank.report.overlay import Overlay
+
+__all__ = ["Report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything measured or predicted of one model, in one schema.
+
+    Attributes:
+        rows: one row per number.
+        about: what was examined, on what and how: model, architecture, parameters, fresh, stacks, input, dtype, device,
+            seed, notes, versions, created, seconds; JSON's own types, every key optional. `nulls` may hold, by stack and
+            metric, what isotropic Gaussian tokens of that shape give.
+        spectra: singular values of attention maps, for the heads where they were kept.
+    """
+
+    rows: Table
+    about: Mapping[str, Any] = field(default_factory=dict)
+    spectra: tuple[HeadSpectrum, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "about", document.plain(self.about))
+        object.__setattr__(self, "spectra", tuple(self.spectra))
+
+    def __repr__(self) -> str:
+        return f"Report({self.about.get('model') or 'unnamed'!r}, {len(self.rows)} rows, {len(self.spectra)} spectra)"
+
+    # ---------------------------------------------------------------- numbers
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """One row per number, the schema's twelve columns."""
+        return self.rows.frame
+
+    @property
+    def notes(self) -> pandas.DataFrame:
+        """The rows that carry a note: why a value is missing, what to know when reading it."""
+        return self.rows.notes
+
+    @property
+    def verdicts(self) -> tuple[()]:
+        """Named failures with their evidence. None are given yet: this report states numbers only."""
+        return ()
+
+    def pivot(
+        self,
+        metric: str,
+        *,
+        scope: str | None = None,
+        stack: str | None = None,
+        site: str | None = None,
+        part: str | None = None,
+        source: str | None = None,
+    ) -> pandas.DataFrame:
+        """Layers × heads of a metric that heads have, layers × places of another; see `Table.pivot`."""
+        return self.rows.pivot(metric, scope=scope, stack=stack, site=site, part=part, source=source)
+
+    # ---------------------------------------------------------------- pictures
+
+    def figure(
+        self,
+        metric: str,
+        *,
+        scope: str | None = None,
+        stack: str | None = None,
+        site: str | None = None,
+        part: str | None = None,
+        source: str | None = None,
+        logarithmic: bool = False,
+    ) -> Figure:
+        """A heat map over layers × heads of a metric that heads have, a profile over depth of another.
+
+        Args:
+            metric: a metric in this report.
+            scope: which scope; by default the headline (`late` where the metric has it, else `all`).
+            stack: only this stack.
+            site: only this site.
+            part: only this part.
+            source: only this source.
+            logarithmic: whether a profile's value axis is logarithmic.
+
+        Returns:
+            The figure, interactive in a notebook.
+
+        Raises:
+            TableError: where nothing is left to draw; it names what there is.
+        """
+        place = {"scope": scope, "stack": stack, "site": site, "part": part, "source": source}
+        return as_figure(draw(self._series(), metric, logarithmic=logarithmic, **place))
+
+    def scree(
+        self, layer: int, head: int, *, stack: str | None = None, part: str | None = None, logarithmic: bool = False
+    ) -> Figure:
+        """The singular values of one head's attention map, with the bulk that random rows would give.
+
+        Args:
+            layer: from 1.
+            head: from 0.
+            stack: needed where several stacks have that layer and head.
+            part: needed where a block has several attentions.
+            logarithmic: whether the axis of singular values is logarithmic.
+
+        Returns:
+            The figure.
+
+        Raises:
+            TableError: where that spectrum was not kept.
+        """
+        return as_figure(scree(self._series(), layer, head, stack=stack, part=part, logarithmic=logarithmic))
+
+    def overlay(self, other: Report, *, labels: Sequence[str] | None = None) -> Overlay:
+        """This report and another in the same figures.
+
+        Args:
+            other: measured or predicted.
+            labels: two names; by default what tells the reports apart.
+
+        Returns:
+            An overlay, with `.figure(metric)` and `.save_html(path)`.
+        """
+        from fullrank.report.overlay import Overlay
+
+        return Overlay.of((self, other), labels=labels)
+
+    def _series(self) -> tuple[Series, ...]:
+        return series_of((self,), ("",))
+
+    # ---------------------------------------------------------------- files
+
+    def to_json(self) -> str:
+        """The whole report as one JSON document with a schema version."""
+        return document.write(self.rows, self.about, self.spectra)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report in what `to_json` gave.
+
+        Returns:
+            An equal report.
+
+        Raises:
+            TableError: for text that is no report, or of another schema version.
+        """
+        return cls(*document.read(text))
+
+    def save_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write `to_json()` to a file, whole or not at all."""
+        return write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """Read what `save_json` wrote."""
+        return cls.from_json(document.text_of(path))
+
+    def to_html(self) -> str:
+        """The page: one self-contained document that asks nothing of the network."""
+        from fullrank.report.page import page
+
+        return page((self,), ("",))
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page to a file, whole or not at all."""
+        return write_atomically(path, self.to_html())
+
+    # ---------------------------------------------------------------- display
+
+    def _repr_html_(self) -> str:
+        from fullrank.report.page import summary
+
+        return summary((self,), ("",))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from fullrank.report.terminal import render
+
+        yield from render((self,), ("",), width=options.max_width, ascii_only=options.ascii_only)
+
+    def print(self) -> None:
+        """Show the report on the terminal."""
+        from rich.console import Console
+
+        Console().print(self)

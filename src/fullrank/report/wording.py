@@ -1,0 +1,117 @@
+"""Numbers and facts in words, the same on the terminal, in a notebook and on the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fullrank.table import Row, Table
+
+__all__ = ["at_floor", "evidence", "examined", "number", "row_notes"]
+
+MISSING = "–"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; – where there is none."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size and not 1e-3 <= size < 99_950:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    digits = 3 if size < 1 else max(0, 2 - math.floor(math.log10(size)))
+    text = f"{value:.{digits}f}"
+    return (text if float(text) else text.lstrip("-")).replace("-", "−")
+
+
+def evidence(row: Row) -> str:
+    """How sure the number is: standard error, how many sequences, whether anything was sampled, and its note."""
+    said = []
+    if row.stderr is not None:
+        said.append(f"± {number(row.stderr)}")
+    if row.n is not None:
+        said.append(f"n = {row.n}")
+    if not row.exact:
+        said.append("sampled or capped")
+    if row.note:
+        said.append(row.note)
+    return " · ".join(said)
+
+
+def at_floor(row: Row) -> bool:
+    """Whether the value is marked as standing at the float floor of the run's dtype."""
+    return row.value is not None and "floor" in row.note
+
+
+def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was examined, as (label, words); only what the description says."""
+    facts = [
+        ("model", _model(about)),
+        ("weights", {True: "freshly initialised", False: "as loaded"}.get(about.get("fresh"), "")),
+        *((f"stack {stack.get('name', '')}".strip(), _stack(stack)) for stack in about.get("stacks") or []),
+        ("input", _input(about.get("input") or {})),
+        ("run", _run(about)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())),
+        ("created", str(about.get("created") or "")),
+    ]
+    return [(label, words) for label, words in facts if words]
+
+
+def row_notes(rows: Table) -> list[tuple[str, str]]:
+    """Every note that rows carry, once, with the metrics it was said of."""
+    said: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.note:
+            said.setdefault(row.note, {})[row.metric] = None
+    return [(note, ", ".join(metrics)) for note, metrics in said.items()]
+
+
+def _model(about: Mapping[str, Any]) -> str:
+    said = [str(about["architecture"])] if about.get("architecture") else []
+    if about.get("parameters"):
+        said.append(f"{_count(about['parameters'])} parameters")
+    name = str(about.get("model") or "")
+    return f"{name} ({', '.join(said)})" if name and said else name or ", ".join(said)
+
+
+def _stack(stack: Mapping[str, Any]) -> str:
+    said = [f"{stack[name]} {name}" for name in ("blocks", "heads") if stack.get(name)]
+    if stack.get("width"):
+        said.append(f"width {stack['width']}")
+    if stack.get("causal") is not None:
+        said.append("causal" if stack["causal"] else "bidirectional")
+    if stack.get("kernel"):
+        said.append(str(stack["kernel"]))
+    return ", ".join(said)
+
+
+def _input(given: Mapping[str, Any]) -> str:
+    kind, description = str(given.get("kind") or ""), str(given.get("description") or "")
+    said = [f"{kind}: {description}" if kind and description and kind != description else kind or description]
+    if given.get("sequences"):
+        said.append(f"{given['sequences']} sequences")
+    if given.get("tokens"):
+        said.append(f"{given['tokens']} tokens")
+    if given.get("context"):
+        said.append(f"context {given['context']}")
+    return ", ".join(words for words in said if words)
+
+
+def _run(about: Mapping[str, Any]) -> str:
+    said = [str(about[name]) for name in ("dtype", "device") if about.get(name)]
+    if about.get("seed") is not None:
+        said.append(f"seed {about['seed']}")
+    if about.get("seconds") is not None:
+        said.append(f"{float(about['seconds']):.1f} s")
+    return ", ".join(said)
+
+
+def _count(count: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
