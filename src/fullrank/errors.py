@@ -8,6 +8,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutputError",
+    "ShapeError",
     "SpecError",
     "TableError",
 ]
@@ -38,6 +39,10 @@ class BatchError(FullrankError):
 
 class ContextError(BatchError):
     """A context length that the model cannot take."""
+
+
+class ShapeError(FullrankError):
+    """Tensors whose shapes do not fit together, or an option outside its range."""
 
 
 class CaptureError(ModelError):
