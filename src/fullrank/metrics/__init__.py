@@ -25,6 +25,7 @@ from fullrank.metrics.batch import (
 )
 from fullrank.metrics.channels import channel_entropy, max_to_median
 from fullrank.metrics.distinct import distinct_at_dtype, row_space, span_novelty
+from fullrank.metrics.geometry import Neighbours, intrinsic_dimension, nearest_neighbours, neighbourhood_overlap
 from fullrank.metrics.heads import HeadAmbiguity, head_ambiguity, head_similarity
 from fullrank.metrics.maps import (
     attention_s1,
@@ -38,7 +39,10 @@ from fullrank.metrics.maps import (
     uniform_distance,
     visible_uniform,
 )
-from fullrank.metrics.ranks import (
+from fullrank.metrics.nulls import null_value, permuted_null
+from fullrank.metrics.samples import isometry_gap, orthogonality_gap
+from fullrank.metrics.selectable import unselectable_keys
+from fullrank.metrics.spectral_ranks import (
     centered_effective_rank,
     centered_gram_stable_rank,
     centered_numerical_rank,
@@ -55,13 +59,13 @@ from fullrank.metrics.ranks import (
     spectral_entropy_rank,
     stable_rank,
 )
-from fullrank.metrics.samples import isometry_gap, orthogonality_gap
 from fullrank.metrics.spectrum import both_singular_values, singular_values
 from fullrank.metrics.tokens import neighbour_cosine, residual, rms, similarity, update_share
 
 __all__ = [
     "EnergyShares",
     "HeadAmbiguity",
+    "Neighbours",
     "attention_s1",
     "attention_s2",
     "attention_stable_rank",
@@ -86,19 +90,24 @@ __all__ = [
     "gram_stable_rank",
     "head_ambiguity",
     "head_similarity",
+    "intrinsic_dimension",
     "inverse_participation",
     "isometry_gap",
     "log_context_gauge",
     "logit_std",
     "max_logit",
     "max_to_median",
+    "nearest_neighbours",
     "neighbour_cosine",
+    "neighbourhood_overlap",
     "normalized_entropy",
+    "null_value",
     "numerical_rank",
     "orthogonality_gap",
     "outlier_share",
     "participation_ratio",
     "permuted_map",
+    "permuted_null",
     "ranks",
     "residual",
     "rms",
@@ -119,6 +128,7 @@ __all__ = [
     "stable_rank",
     "token_energy",
     "uniform_distance",
+    "unselectable_keys",
     "update_share",
     "visible_uniform",
 ]
