@@ -1,0 +1,146 @@
+"""What the attention maps look like, head by head, from one streaming pass over each call."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fullrank.capture.events import AttentionCall, Event, Signal
+from fullrank.measure.positions import eligible_rows, late_tokens, real_or_all
+from fullrank.measure.samples import Place, Samples
+from fullrank.metrics.rows import (
+    effective_keys_rows,
+    log_context_gauge_rows,
+    max_over_rows,
+    mean_over_rows,
+    normalized_entropy_rows,
+    selectivity_from_summary,
+)
+from fullrank.operators import AttentionMap, Summary
+from fullrank.table import Row
+
+__all__ = ["SINK_SHARE", "AttentionObserver", "row_scopes"]
+
+SINK_SHARE = 0.3
+"""A key is a sink of a head where it holds at least this share of the scope's attention on average (the threshold of
+Gu et al., 2410.10781)."""
+
+_NO_ROW = "no query of this scope sees enough keys"
+_NO_VALUES = "the values handed to the kernel were not seen"
+
+
+def row_scopes(call: AttentionCall) -> dict[str, Tensor]:
+    """The query rows each scope averages over: name → (sequences, queries).
+
+    `all` are the rows that see at least min(32, T/4) keys; a causal call adds `late`, those of them in the later half.
+
+    Returns:
+        The masks, `all` first; the last one is the headline.
+    """
+    batch, _, queries, keys = call.attention.shape
+    visible = call.attention.visible_count()
+    real_queries = real_or_all(call.real_queries, batch, queries, visible.device)
+    real_keys = real_or_all(call.real_keys, batch, keys, visible.device)
+    scopes = {"all": eligible_rows(visible, real_queries, real_keys)}
+    if call.causal:
+        scopes["late"] = scopes["all"] & late_tokens(real_queries)
+    return scopes
+
+
+class AttentionObserver:
+    """Row statistics of every head: entropy, selectivity, logits, sinks, branch energy.
+
+    Each number is the mean over a sequence's rows in the scope, then over sequences. `no-sink` scopes leave out the
+    keys that hold at least `SINK_SHARE` of a head's attention and renormalise the rows; where a head has no such key
+    its `no-sink` numbers are its plain ones.
+    """
+
+    needs: frozenset[Signal] = frozenset({"attention"})
+
+    def __init__(self) -> None:
+        self._samples = Samples()
+
+    def see(self, event: Event) -> None:
+        """Reduce one attention call to its numbers."""
+        if not isinstance(event, AttentionCall):
+            return
+        place = Place(event.stack, event.layer, "attention", event.part)
+        scopes = row_scopes(event)
+        groups = torch.stack(list(scopes.values()))  # (scopes, sequences, queries)
+        summary = event.attention.summary(groups=groups)
+        for index, (scope, rows) in enumerate(scopes.items()):
+            columns = summary.column_mean[index]  # (sequences, heads, keys)
+            self._see_distribution(place, event.attention, summary, columns, rows, scope)
+            self._see_logits(place, summary, rows, scope)
+            mass, position = columns.max(-1)
+            self._samples.add(place, "sink_mass", mass, scope=scope, undefined=_NO_ROW)
+            where = position.double().masked_fill(mass.isnan(), torch.nan)
+            self._samples.add(place, "sink_position", where, scope=scope, undefined=_NO_ROW, reduce="mode")
+        self._see_branch(place, event, scopes)
+        headline = list(scopes)[-1]
+        sinks = summary.column_mean[-1] >= SINK_SHARE
+        self._see_without_sinks(place, event.attention, summary, scopes[headline], sinks, headline)
+
+    def rows(self) -> list[Row]:
+        """Every number gathered so far."""
+        return self._samples.rows()
+
+    def merge(self, other: Self) -> None:
+        """Take in the sequences that another observer saw."""
+        self._samples.merge(other._samples)
+
+    def _see_distribution(
+        self, place: Place, attention: AttentionMap, summary: Summary, columns: Tensor, rows: Tensor, scope: str
+    ) -> None:
+        per_head = rows.unsqueeze(1) & ~summary.entropy.isnan()  # rows left without a key by `without_keys` drop out
+        H = summary.entropy
+        per_row = {
+            "entropy": H,
+            "normalized_entropy": normalized_entropy_rows(H, summary.visible),
+            "effective_keys": effective_keys_rows(H),
+            "inverse_participation": summary.inverse_participation,
+        }
+        for metric, values in per_row.items():
+            self._samples.add(place, metric, mean_over_rows(values, per_head), scope=scope, undefined=_NO_ROW)
+        selectivity = selectivity_from_summary(H, columns, attention.visible_mass(columns), per_head, summary.row_sum)
+        self._samples.add(place, "selectivity", selectivity, scope=scope, undefined=_NO_ROW)
+
+    def _see_logits(self, place: Place, summary: Summary, rows: Tensor, scope: str) -> None:
+        per_head = rows.unsqueeze(1) & ~summary.entropy.isnan()
+        gauge = log_context_gauge_rows(summary.logit_std, summary.visible)
+        unseen = "the scores before the softmax were not seen"
+        for metric, values in (("logit_std", summary.logit_std), ("log_context_gauge", gauge)):
+            self._samples.add(place, metric, mean_over_rows(values, per_head), scope=scope, undefined=unseen)
+        largest = max_over_rows(summary.max_logit, per_head)
+        self._samples.add(place, "max_logit", largest, scope=scope, undefined=unseen)
+
+    def _see_branch(self, place: Place, call: AttentionCall, scopes: dict[str, Tensor]) -> None:
+        if call.value is None:
+            missing = torch.full(call.attention.shape[:2], torch.nan)
+            for scope in scopes:
+                self._samples.add(place, "branch_energy", missing, scope=scope, undefined=_NO_VALUES)
+            return
+        AV = call.attention.matmat(call.value)
+        centred = AV - call.attention.uniform().matmat(call.value)
+        for scope, rows in scopes.items():
+            keep = rows[:, None, :, None]
+            energy = AV.float().square().mul(keep).sum((-2, -1))
+            share = centred.float().square().mul(keep).sum((-2, -1)) / energy
+            self._samples.add(place, "branch_energy", share, scope=scope, undefined=_NO_ROW)
+
+    def _see_without_sinks(
+        self,
+        place: Place,
+        attention: AttentionMap,
+        summary: Summary,
+        rows: Tensor,
+        sinks: Tensor,
+        headline: str,
+    ) -> None:
+        scope = "no-sink" if headline == "all" else f"{headline}+no-sink"
+        if bool(sinks.any()):
+            attention = attention.without_keys(sinks)
+            summary = attention.summary(groups=rows.unsqueeze(0))
+        self._see_distribution(place, attention, summary, summary.column_mean[-1], rows, scope)

@@ -1,0 +1,127 @@
+"""Numbers of the batch as a whole: energy by who shares it, similarity across sequences, gaps between samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fullrank import metrics
+from fullrank.measure.samples import Place, Samples
+from fullrank.table import Row
+
+__all__ = ["Energy"]
+
+_ALONE = "needs at least two independent sequences: with one, what all share and what it shares are the same"
+
+
+class Energy:
+    """Sufficient statistics per sequence of the three energy shares and of `similarity_across`.
+
+    With S_b the token sum of sequence b, n_b its tokens, m the mean over all tokens and E = Σ‖x‖²:
+    shared N‖m‖²/E, sequence Σ n_b‖x̄_b − m‖²/E, token Σ‖x_bt − x̄_b‖²/E, which add to 1. Kept per sequence are n_b, S_b,
+    the token part (centred before it is squared, so that it survives when it is small) and the sum of unit vectors:
+    any number of batches and processes is merged exactly. The standard error is the jackknife over sequences.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[Place, str], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+
+    def add(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
+        """Take in one batch: X (sequences, tokens, width), mask (sequences, tokens)."""
+        X = X.to(torch.float64) if X.dtype == torch.float64 else X.float()
+        weight = mask.unsqueeze(-1).to(X.dtype)
+        n = mask.sum(-1)  # (sequences,)
+        total = (X * weight).sum(1, dtype=torch.float64)  # S_b
+        mean = (total / n.clamp(min=1).unsqueeze(-1)).to(X.dtype)
+        token = ((X - mean.unsqueeze(1)) * weight).square().sum((1, 2), dtype=torch.float64)
+        units = (normalize(X, dim=-1) * weight).sum(1, dtype=torch.float64)
+        self._parts.setdefault((place, scope), []).append((n.double(), total, token, units))
+
+    def merge(self, other: Self) -> None:
+        """Append the sequences of another."""
+        for key, parts in other._parts.items():
+            self._parts.setdefault(key, []).extend(parts)
+
+    def rows(self) -> list[Row]:
+        """The three shares and `similarity_across` for every place and scope; the gaps over `samples` for blocks."""
+        rows = []
+        for (place, scope), parts in self._parts.items():
+            n, S, token, units = (torch.cat([part[i].cpu() for part in parts]) for i in range(4))
+            keep = n > 0
+            n, S, token, units = n[keep], S[keep], token[keep], units[keep]
+            for metric, statistic in _STATISTICS.items():
+                rows.append(_row(place, scope, metric, statistic, (n, S, token, units)))
+            if scope == "all" and (place.site, place.part) == ("stream", "out"):
+                rows.extend(_gaps(place, S / n.unsqueeze(-1)))
+        return rows
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _shares(n: Tensor, S: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    m = S.sum(0) / n.sum()
+    shared = n.sum() * m.square().sum()
+    sequence = (n * (S / n.unsqueeze(-1) - m).square().sum(-1)).sum()
+    own = token.sum()
+    total = shared + sequence + own
+    return shared / total, sequence / total, own / total
+
+
+def _similarity_across(n: Tensor, units: Tensor) -> Tensor:
+    pairs = n.sum().square() - n.square().sum()
+    return (units.sum(0).square().sum() - units.square().sum()) / pairs
+
+
+_STATISTICS: dict[str, Callable[[Parts], Tensor]] = {
+    "shared_energy": lambda p: _shares(*p[:3])[0],
+    "sequence_energy": lambda p: _shares(*p[:3])[1],
+    "token_energy": lambda p: _shares(*p[:3])[2],
+    "similarity_across": lambda p: _similarity_across(p[0], p[3]),
+}
+
+
+def _row(place: Place, scope: str, metric: str, statistic: Callable[[Parts], Tensor], parts: Parts) -> Row:
+    sequences = parts[0].numel()
+    value: float | None = None
+    stderr: float | None = None
+    note = _ALONE
+    if sequences > 1 or (metric == "token_energy" and sequences == 1):
+        value = float(statistic(parts))
+        note = ""
+        if math.isnan(value):
+            value, note = None, "the stream is zero at every token"
+    if sequences > 2 and value is not None:
+        left_out = [
+            statistic(tuple(torch.cat([part[:b], part[b + 1 :]]) for part in parts))  # type: ignore[arg-type]
+            for b in range(sequences)
+        ]
+        spread = torch.stack(left_out)
+        stderr = float(((sequences - 1) / sequences * (spread - spread.mean()).square().sum()).sqrt())
+    return Row(
+        stack=place.stack,
+        layer=place.layer,
+        site=place.site,
+        part=place.part,
+        metric=metric,
+        value=value,
+        scope=scope,
+        stderr=stderr,
+        n=sequences,
+        note=note,
+    )
+
+
+def _gaps(place: Place, means: Tensor) -> list[Row]:
+    """Orthogonality and isometry gap of the sequences' means, each sequence being one sample."""
+    samples = Samples()
+    for metric, gap in (("orthogonality_gap", metrics.orthogonality_gap), ("isometry_gap", metrics.isometry_gap)):
+        value = gap(means.unsqueeze(0)) if means.shape[0] > 1 else torch.full((1,), torch.nan)
+        samples.add(place, metric, value, scope="samples", undefined="needs at least two independent sequences")
+    return [replace(row, n=means.shape[0]) for row in samples.rows()]

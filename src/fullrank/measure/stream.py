@@ -1,0 +1,136 @@
+"""What becomes of the residual stream from block to block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fullrank import metrics
+from fullrank.capture.events import Event, Signal, StreamState
+from fullrank.measure.energy import Energy
+from fullrank.measure.positions import late_tokens, real_or_all
+from fullrank.measure.samples import Place, Samples
+from fullrank.measure.standardized import Standardized
+from fullrank.table import Row
+
+__all__ = ["StreamObserver"]
+
+_POINTS = 512  # metrics of all pairs of tokens look at no more query tokens than this
+_FEW = "needs at least two real tokens in the scope"
+
+
+@dataclass
+class _Trail:
+    """What one stack's later layers are compared with."""
+
+    first: Tensor
+    previous: Tensor
+
+
+class StreamObserver:
+    """Token metrics of every state of the residual stream and of what the blocks' norms hand on.
+
+    Every number is taken per sequence over its real tokens; stacks named in `causal` are also read over their late
+    tokens. Metrics of neighbours draw at most 512 query tokens (`exact=False` then).
+
+    Args:
+        causal: names of stacks whose self-attention is causal.
+    """
+
+    needs: frozenset[Signal] = frozenset({"stream", "mid", "read"})
+
+    def __init__(self, *, causal: Collection[str] = ()) -> None:
+        self._causal = frozenset(causal)
+        self._samples = Samples()
+        self._energy = Energy()
+        self._standardized = Standardized()
+        self._trails: dict[str, _Trail] = {}
+
+    def see(self, event: Event) -> None:
+        """Reduce one state to its numbers."""
+        if not isinstance(event, StreamState):
+            return
+        X = event.value
+        real = real_or_all(event.real, X.shape[0], X.shape[1], X.device)
+        place = Place(event.stack, event.layer, event.site, event.part)
+        self._see_tokens(place, X, real, "all")
+        if event.stack in self._causal:
+            self._see_tokens(place, X, late_tokens(real), "late")
+        if (event.site, event.part) == ("stream", "out"):
+            self._see_shape(place, X, real)
+            self._see_change(place, X, real)
+
+    def rows(self) -> list[Row]:
+        """Every number gathered so far."""
+        return [*self._samples.rows(), *self._energy.rows(), *self._standardized.rows()]
+
+    def merge(self, other: Self) -> None:
+        """Take in the sequences that another observer saw."""
+        self._samples.merge(other._samples)
+        self._energy.merge(other._energy)
+        self._standardized.merge(other._standardized)
+
+    # ------------------------------------------------------------ one state
+
+    def _see_tokens(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
+        self._samples.add(place, "rms", metrics.rms(X, mask), scope=scope, undefined=_FEW)
+        self._samples.add(place, "similarity", metrics.similarity(X, mask), scope=scope, undefined=_FEW)
+        residual = metrics.residual(X, mask)
+        self._samples.add(place, "residual", residual, scope=scope, undefined=_FEW, note=_floor_note(residual, X.dtype))
+        self._energy.add(place, X, mask, scope)
+        if place.part == "out":
+            self._see_ranks(place, X, mask, scope)
+
+    def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
+        for prefix, sigma in zip(("", "centered_"), metrics.both_singular_values(X, mask), strict=True):
+            ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype)
+            for name, value in ranks.items():
+                self._samples.add(place, prefix + name, value, scope=scope, undefined=_FEW)
+
+    def _see_shape(self, place: Place, X: Tensor, real: Tensor) -> None:
+        self._standardized.add(place, X, real)
+        self._samples.add(place, "channel_entropy", metrics.channel_entropy(X, real))
+        self._samples.add(place, "max_to_median", metrics.max_to_median(X, real))
+        self._samples.add(place, "distinct_at_dtype", metrics.distinct_at_dtype(X, real), undefined=_FEW)
+        self._samples.add(
+            place,
+            "intrinsic_dimension",
+            metrics.intrinsic_dimension(X, real, points=_POINTS),
+            exact=X.shape[1] <= _POINTS,
+            undefined="needs at least three different tokens",
+        )
+
+    # -------------------------------------------------- from state to state
+
+    def _see_change(self, place: Place, X: Tensor, real: Tensor) -> None:
+        kept = X.clone()  # the model may add to this tensor in place
+        trail = self._trails.get(place.stack)
+        if place.layer == 0 or trail is None or trail.previous.shape != X.shape:
+            self._trails[place.stack] = _Trail(kept, kept)
+            return
+        self._samples.add(place, "update_share", metrics.update_share(X, trail.previous, real))
+        self._samples.add(place, "neighbour_cosine", metrics.neighbour_cosine(X, trail.previous, real))
+        self._samples.add(
+            place,
+            "neighbourhood_overlap",
+            metrics.neighbourhood_overlap(X, trail.previous, real, points=_POINTS),
+            exact=X.shape[1] <= _POINTS,
+            undefined="fewer real tokens than neighbours asked for",
+        )
+        self._samples.add(
+            place,
+            "span_novelty",
+            metrics.span_novelty(X, trail.first, real),
+            undefined="as many tokens as features: the row space of the first state is everything",
+        )
+        self._trails[place.stack] = _Trail(trail.first, kept)
+
+
+def _floor_note(residual: Tensor, dtype: torch.dtype) -> str:
+    if bool((residual < metrics.floor(dtype)).any()):
+        return f"at the float floor of {str(dtype).removeprefix('torch.')}: differences between tokens are rounding"
+    return ""
