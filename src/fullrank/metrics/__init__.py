@@ -24,6 +24,7 @@ from fullrank.metrics.batch import (
     token_energy,
 )
 from fullrank.metrics.channels import channel_entropy, max_to_median
+from fullrank.metrics.definition import Definition
 from fullrank.metrics.distinct import distinct_at_dtype, row_space, span_novelty
 from fullrank.metrics.geometry import Neighbours, intrinsic_dimension, nearest_neighbours, neighbourhood_overlap
 from fullrank.metrics.heads import HeadAmbiguity, head_ambiguity, head_similarity
@@ -61,8 +62,11 @@ from fullrank.metrics.spectral_ranks import (
 )
 from fullrank.metrics.spectrum import both_singular_values, singular_values
 from fullrank.metrics.tokens import neighbour_cosine, residual, rms, similarity, update_share
+from fullrank.metrics.vocabulary import VOCABULARY
 
 __all__ = [
+    "VOCABULARY",
+    "Definition",
     "EnergyShares",
     "HeadAmbiguity",
     "Neighbours",

@@ -1,0 +1,15 @@
+"""The vocabulary: every metric that can stand in a table, and what it means."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from fullrank.metrics.definition import Definition
+from fullrank.metrics.vocabulary_of_attention import ATTENTION
+from fullrank.metrics.vocabulary_of_states import STATES
+
+__all__ = ["VOCABULARY"]
+
+VOCABULARY: Final[Mapping[str, Definition]] = MappingProxyType(
+    {definition.name: definition for definition in (*STATES, *ATTENTION)}
+)
