@@ -1,0 +1,75 @@
+"""What the survey of a model found: its stacks of blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fullrank.capture.visits import Visit
+
+__all__ = ["Anatomy", "Stack", "stack_names"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks that hand one residual stream on to each other.
+
+    Attributes:
+        name: `decoder`, `encoder`, `vision`, with `.1`, … where there are several.
+        paths: module names of the blocks in call order; a shared block appears once per call.
+        calls: for each block call the parts of its attention calls, such as ("self", "cross").
+        heads: attention heads of the first attending block; None without attention.
+        width: of the stream, after the first block.
+        causal: whether its self-attention never looks ahead.
+        tokens_first: whether the stream is (tokens, sequences, width).
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    calls: tuple[tuple[str, ...], ...]
+    heads: int | None
+    width: int
+    causal: bool
+    tokens_first: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All stacks of a model, and what could not be told.
+
+    Attributes:
+        stacks: in order of their first call.
+        notes: sentences for the reader of a report.
+    """
+
+    stacks: tuple[Stack, ...]
+    notes: tuple[str, ...] = ()
+
+
+_VISION = re.compile(r"(^|[._])(vision|visual|image)", re.IGNORECASE)
+
+
+def stack_names(firsts: Sequence[Visit], looks_back: Sequence[bool]) -> list[str]:
+    """A name for each stack.
+
+    `vision` where images go in (the nearest module around the blocks that is called with pixels or token ids decides, then
+    the path); else `decoder` where self-attention is causal or there is cross-attention; else `encoder`.
+
+    Args:
+        firsts: the first block call of each stack.
+        looks_back: whether the stack is causal or attends to another one.
+
+    Returns:
+        Names, told apart by `.1`, `.2`, … where needed.
+    """
+    names: list[str] = []
+    for first, back in zip(firsts, looks_back, strict=True):
+        kind = next((visit.input_kind for visit in first.ancestors() if visit.input_kind), None)
+        if kind == "vision" or (kind is None and _VISION.search(first.path)):
+            name = "vision"
+        else:
+            name = "decoder" if back else "encoder"
+        taken = sum(other.split(".")[0] == name for other in names)
+        names.append(f"{name}.{taken}" if taken else name)
+    return names

@@ -1,0 +1,137 @@
+"""Which modules are the blocks of the model's stacks."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+
+from torch import nn
+
+from fullrank.capture.visits import Group, Visit
+from fullrank.errors import ModelError
+
+__all__ = ["find_stacks", "named_blocks"]
+
+NOT_FOUND = (
+    "no repeated blocks were found in this {model}; name the list that holds them, such as blocks='transformer.h', "
+    "or a pattern of module names, such as blocks='layer_*'."
+)
+
+
+def find_stacks(groups: Iterable[Group]) -> list[list[Visit]]:
+    """The stacks of one forward, each as the calls of its blocks in order.
+
+    Candidates are the children of module lists and sequences that were called one after the other. Of candidates
+    inside one another the outermost wins (a T5 block holds a list of sublayers, a mixture holds a list of experts),
+    unless the inner ones are blocks themselves: of one class, each with attention of its own, handing the stream on to
+    each other, and together more than the outer ones and all of their attention (the stages of Swin).
+
+    Args:
+        groups: the candidates, with their calls.
+
+    Returns:
+        Stacks in order of their first call.
+    """
+    candidates = [trimmed for group in groups if (trimmed := _trimmed(group)).visits]
+    attending = [group for group in candidates if group.attending and group.in_sequence()]
+    if not attending:
+        attending = [group for group in candidates if group.attending]
+    if not attending:
+        return _without_attention(candidates)
+    stacks = []
+    for group in _outermost(attending):
+        inner = _blocks_inside(group, attending)
+        stacks.append(inner if inner else list(group.visits))
+    return stacks
+
+
+def named_blocks(model: nn.Module, blocks: str) -> list[list[nn.Module]]:
+    """The modules that a user named: paths of lists or patterns of module names, separated by commas.
+
+    Args:
+        model: the model.
+        blocks: such as `transformer.h`, `encoder.layers,decoder.layers` or `layer_*`.
+
+    Returns:
+        For each path or pattern its modules.
+
+    Raises:
+        ModelError: where a path or pattern matches nothing.
+    """
+    names = dict(model.named_modules())
+    stacks = []
+    for pattern in (part.strip() for part in blocks.split(",")):
+        named = names.get(pattern)
+        if isinstance(named, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            found = list(named.children())
+        else:
+            found = [module for name, module in names.items() if name and fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            lists = [name for name, module in names.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
+            have = ", ".join(lists[:6]) or "none"
+            raise ModelError(
+                f"blocks={pattern!r} matches no module of this {type(model).__name__}; its lists are: {have}."
+            )
+        stacks.append(found)
+    return stacks
+
+
+def _trimmed(group: Group) -> Group:
+    """Of a plain sequence, the members of the classes that repeat: an embedding or a head is no block."""
+    if not isinstance(group.container, nn.Sequential) or group.of_one_class():
+        return group
+    attending = {type(visit.module) for visit in group.attending}
+    counts: dict[type, int] = {}
+    for visit in group.visits:
+        counts[type(visit.module)] = counts.get(type(visit.module), 0) + 1
+    kept = attending or {kind for kind, count in counts.items() if count > 1}
+    return Group(group.container, group.bit, [visit for visit in group.visits if type(visit.module) in kept])
+
+
+def _inside(inner: Group, outer: Group) -> bool:
+    members = {id(visit) for visit in outer.visits}
+    return inner is not outer and any(id(a) in members for visit in inner.visits for a in visit.ancestors())
+
+
+def _outermost(groups: list[Group]) -> list[Group]:
+    return [group for group in groups if not any(_inside(group, other) for other in groups)]
+
+
+def _blocks_inside(outer: Group, groups: list[Group]) -> list[Visit]:
+    """The blocks that the members of a group hold, or none where the members are blocks themselves."""
+    inner = [
+        group
+        for group in groups
+        if _inside(group, outer)
+        and group.of_one_class()
+        and len(group.attending) == len(group.visits)
+        and _hands_on(group)
+    ]
+    inner = _outermost(inner)
+    if not inner:
+        return []
+    visits = [visit for group in inner for visit in group.visits]
+    calls = sum(len(visit.attended) for visit in visits)
+    if len(visits) <= len(outer.visits) or calls < sum(len(visit.attended) for visit in outer.visits):
+        return []
+    deeper = [_blocks_inside(group, groups) for group in inner]
+    return [visit for group, found in zip(inner, deeper, strict=True) for visit in (found or group.visits)]
+
+
+def _hands_on(group: Group) -> bool:
+    # parallel attention modules in a list are of one class too, but do not feed each other
+    return len(group.visits) == 1 or any(visit.chained for visit in group.visits)
+
+
+def _without_attention(groups: list[Group]) -> list[list[Visit]]:
+    """A state-space or convolutional model: the outermost list that keeps the stream's shape and holds most weights."""
+    kept = [
+        group
+        for group in groups
+        if len(group.visits) > 1
+        and group.of_one_class()
+        and group.in_sequence()
+        and all(visit.shape is not None and visit.shape == visit.returned for visit in group.visits)
+    ]
+    kept = _outermost(kept)
+    return [max(kept, key=lambda group: group.parameters).visits] if kept else []

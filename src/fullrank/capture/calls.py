@@ -1,0 +1,82 @@
+"""One call of an attention kernel as it was seen, before it is brought into a common form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["KernelCall", "from_sdpa"]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelCall:
+    """What a kernel was given, in the conventions of `F.scaled_dot_product_attention`, or the weights a model made.
+
+    Attributes:
+        kernel: what was called.
+        value: (…, keys, width), or None where it is not known.
+        sources: what the values were computed from, as bits of `Marks`.
+        dtype: the kernel computes in it.
+        query: (…, queries, width).
+        key: (…, keys, width).
+        mask: True where visible, or what is added to the scores.
+        causal: the kernel's own flag.
+        scale: of the scores; None for 1/√width.
+        softcap: scores become softcap · tanh(scores / softcap).
+        sink: (heads,) learned logits that take part in the softmax and are dropped.
+        weights: (…, queries, keys) where the model made the map itself; then there are no query and key.
+        logits: (…, queries, keys), what was softmaxed to give `weights`.
+        sink_column: whether a last column of the softmax was dropped before the values.
+        heads: number of heads folded into the leading axis, where the caller said so.
+    """
+
+    kernel: str
+    value: Tensor | None
+    sources: int
+    dtype: torch.dtype
+    query: Tensor | None = None
+    key: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    sink: Tensor | None = None
+    weights: Tensor | None = None
+    logits: Tensor | None = None
+    sink_column: bool = False
+    heads: int | None = None
+
+
+def from_sdpa(
+    output: Tensor, sources: int, heads: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> KernelCall:
+    """Read the arguments of one call of `F.scaled_dot_product_attention`.
+
+    Returns:
+        The call. Under autocast its tensors are cast as the kernel casts them: the output tells to what.
+    """
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    query, key, value = (_as(given[name], output.dtype) for name in names[:3])
+    if query.ndim > 2 and query.shape[:-2] != output.shape[:-2]:
+        query = query.expand(*output.shape[:-1], query.shape[-1])  # learned queries with batch 1
+    return KernelCall(
+        kernel=F.scaled_dot_product_attention.__name__,
+        value=value,
+        sources=sources,
+        dtype=output.dtype,
+        query=query,
+        key=key,
+        mask=given.get("attn_mask"),
+        causal=bool(given.get("is_causal", False)),
+        scale=given.get("scale"),
+        heads=heads,
+    )
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach() if tensor.dtype == dtype else tensor.detach().to(dtype)

@@ -1,0 +1,131 @@
+"""Attention of Hugging Face models: an override under the same key of their dispatch table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn, overrides
+
+from fullrank.capture.calls import KernelCall
+from fullrank.capture.register import reader_of
+from fullrank.capture.tap import Tap
+
+__all__ = ["overriding"]
+
+
+@contextmanager
+def overriding(model: nn.Module, tap: Tap) -> Iterator[None]:
+    """Inside, attention functions that this model's modules get from a dispatch table report to the tap.
+
+    The function under each key in use is replaced by one that calls it: under a new name the model would lose its mask.
+    The tables are process-wide, so calls of other models' modules pass through. Entries found in a table's local map are
+    put back, others deleted.
+
+    Args:
+        model: the model that is looked at.
+        tap: takes the calls.
+
+    Yields:
+        Nothing.
+    """
+    mine = {id(module) for module in model.modules()}
+    with ExitStack() as put_back:
+        for table in _tables(model):
+            for key in _keys(model):
+                if key in table:
+                    local = table._local_mapping
+                    before = local.get(key)
+                    put_back.callback(_restore, local, key, before)
+                    local[key] = _probe(table[key], key, tap, mine)
+        yield
+
+
+def _restore(local: dict[str, Any], key: str, before: Any) -> None:
+    if before is None:
+        local.pop(key, None)
+    else:
+        local[key] = before
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    """Dispatch tables that the model's own source files use: they may have one each."""
+    if "transformers" not in sys.modules:
+        return []
+    tables: dict[int, Any] = {}
+    for kind in {base for module in model.modules() for base in type(module).__mro__}:
+        source = sys.modules.get(kind.__module__)
+        table = getattr(source, "ALL_ATTENTION_FUNCTIONS", None)
+        if table is not None and isinstance(getattr(table, "_local_mapping", None), dict):
+            tables[id(table)] = table
+    return list(tables.values())
+
+
+def _keys(model: nn.Module) -> set[str]:
+    found = {getattr(getattr(module, "config", None), "_attn_implementation", None) for module in model.modules()}
+    return {key for key in found if isinstance(key, str) and key != "eager"}
+
+
+def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> Callable[..., Any]:
+    def probe(module: nn.Module, query: Tensor, key_: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if id(module) not in mine or tap.busy or torch.compiler.is_compiling():
+            return function(module, query, key_, value, *args, **kwargs)
+        if key == "flex_attention":
+            with _unseen(tap):
+                output = function(module, query, key_, value, *args, **kwargs)
+            tap.unread("attention through flex_attention was not observed: its mask and scores are code, not tensors.")
+            return output
+        reader = reader_of(function)
+        with tap.collecting() as inner:
+            output = function(module, query, key_, value, *args, **kwargs)
+        if reader is not None:
+            with tap.silent():
+                call = reader((module, query, key_, value, *args), kwargs, output)
+            if call is not None:
+                tap.hand_on(call)
+        elif len(inner) == 1:
+            tap.hand_on(_whole(inner[0], query, key_, value))
+        else:
+            tap.unread(
+                f"attention through {key!r} was not observed: its kernel is not known; use attn_implementation='sdpa' or "
+                "fullrank.capture.register_attention."
+            )
+        tap.marks.follow((query, key_, value), {}, output)
+        return output
+
+    return probe
+
+
+@contextmanager
+def _unseen(tap: Tap) -> Iterator[None]:
+    """A compiled kernel stays compiled: it must meet neither the mode nor the stance."""
+    on_top = overrides._get_current_function_mode() is tap
+    stance = torch.compiler.set_stance("default") if "torch._dynamo" in sys.modules else nullcontext()
+    with overrides._pop_mode_temporarily() if on_top else nullcontext(), stance:
+        yield
+
+
+def _whole(inner: KernelCall, query: Tensor, key: Tensor, value: Tensor) -> KernelCall:
+    """The kernel's call with the keys and values as they were before their heads were repeated or packed.
+
+    What mask and scale the kernel got is read from the kernel's call, not from the dispatched one: it is what was computed.
+    """
+    if inner.query is None or inner.key is None or inner.value is None or query.ndim != 4:
+        return inner
+    query, key, value = (tensor.detach().to(inner.dtype) for tensor in (query, key, value))
+    keys = inner.key.shape[-2]
+    mask = inner.mask
+    if inner.query.shape != query.shape:
+        # one decoding step with grouped heads: the kernel's token axis holds the heads of a group
+        heads = query.shape[1]
+        if query.shape[2] != 1 or inner.query.shape[1] * inner.query.shape[2] != heads:
+            return inner
+        if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
+            mask = mask.reshape(mask.shape[0], heads, 1, mask.shape[-1])
+    if key.shape[2] < keys or key.shape[1] > inner.key.shape[1]:
+        return replace(inner, query=query, mask=mask)  # a paged cache supplied the keys
+    return replace(inner, query=query, key=key[:, :, :keys], value=value[:, :, :keys], mask=mask)

@@ -1,0 +1,177 @@
+"""From a kernel call as it was seen to the attention map it computes: axes, heads, masks, causality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fullrank.capture.calls import KernelCall
+from fullrank.operators import AttentionMap, AttentionOperator, DenseAttention, Scores
+from fullrank.operators.masks import Causal, Full, Mask, from_additive, recognise
+
+__all__ = ["MaskReader", "Reading", "Shape", "Unreadable", "read", "shape_of"]
+
+Shape = tuple[int, int, int, int]
+"""(batch, heads, queries, keys)."""
+
+_GAP = 9000.0
+"""A logit this far below the row's largest is a mask: models that do not write −inf write −10000, −65504 or −1e9."""
+
+
+class Unreadable(Exception):  # noqa: N818 - a reason on its way to a note, never shown as an error
+    """Why a call is not handed on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A call in the form that observers see.
+
+    Attributes:
+        attention: the map.
+        value: (batch, key-value heads, keys, width) or None.
+        causal: whether no query sees a later key.
+    """
+
+    attention: AttentionMap
+    value: Tensor | None
+    causal: bool
+
+    def seen_keys(self) -> Tensor | None:
+        """(batch, keys), the keys that the mask hides from no query of any head; None when that is all."""
+        batch, heads, queries, keys = self.attention.shape
+        real = self.attention.mask.keys((batch, heads, queries, keys), self.attention.device)
+        return None if real is None else real.any(1).expand(batch, keys)
+
+
+class MaskReader:
+    """Reads each mask tensor of a forward once: models hand the same one to all their layers."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[Tensor, int, Mask, Tensor | None]] = {}
+
+    def read(self, mask: Tensor) -> tuple[Mask, Tensor | None]:
+        """Who is visible, and what is added to the scores beside that (None where nothing is)."""
+        version = -1 if mask.is_inference() else mask._version
+        found = self._read.get(id(mask))
+        if found is not None and found[0] is mask and found[1] == version:
+            return found[2], found[3]
+        read = (recognise(mask), None) if mask.dtype == torch.bool else from_additive(mask)
+        if len(self._read) >= 4:
+            self._read.clear()  # layers that each make their own mask must not pile up
+        self._read[id(mask)] = (mask, version, *read)
+        return read
+
+    def clear(self) -> None:
+        """Forget the masks: a new forward begins."""
+        self._read.clear()
+
+
+def shape_of(call: KernelCall, batch: int, heads: int | None = None) -> Shape:
+    """(batch, heads, queries, keys) of a call, without looking at a number.
+
+    Args:
+        call: the kernel call.
+        batch: sequences in the residual stream around it.
+        heads: of the module that called, where it says so.
+
+    Returns:
+        The shape.
+    """
+    rows = call.weights if call.weights is not None else call.query
+    assert rows is not None
+    lead = _lead(rows, batch, call.heads or heads)
+    keys = call.weights.shape[-1] if call.weights is not None else _present(call.key).shape[-2]
+    return (*lead, rows.shape[-2], keys)
+
+
+def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskReader | None = None) -> Reading:
+    """Bring a call into (batch, heads, queries, keys) and say what it computes.
+
+    Args:
+        call: the kernel call.
+        batch: sequences in the residual stream around it: tells a batch axis from heads folded into it.
+        heads: of the module that called, where it says so.
+        masks: remembers the masks of this forward.
+
+    Returns:
+        The map, its values and its causality.
+    """
+    shape = shape_of(call, batch, heads)
+    if call.weights is not None:
+        return _read_weights(call, shape)
+    query, key = _fold(_present(call.query), shape[0]), _fold(_present(call.key), shape[0])
+    mask: Mask = Full()
+    bias = None
+    if call.mask is not None:
+        mask, bias = (masks or MaskReader()).read(_fold_mask(call.mask, _present(call.query), shape))
+    if call.causal:
+        mask = Causal() if isinstance(mask, Full) else mask & Causal()
+    scores = Scores(query, key, scale=call.scale, mask=mask, bias=bias, softcap=call.softcap, sink=_detached(call.sink))
+    value = None if call.value is None else _fold(call.value, shape[0])
+    return Reading(AttentionOperator(scores), value, _causal(mask, shape))
+
+
+def _read_weights(call: KernelCall, shape: Shape) -> Reading:
+    weights = _present(call.weights).reshape(shape)
+    visible = logits = None
+    if call.logits is not None:
+        logits = call.logits.reshape(shape)
+        floor = torch.finfo(logits.dtype).min / 2
+        visible = logits > (logits.amax(-1, keepdim=True) - _GAP).clamp(min=floor)
+    mask = recognise(visible if visible is not None else weights > 0)
+    sink = 1 - weights.sum(-1) if call.sink_column else None
+    value = None if call.value is None else _fold(call.value, shape[0])
+    attention = DenseAttention(weights, logits=logits, visible=mask, sink=sink)
+    return Reading(attention, value, _causal(mask, shape))
+
+
+def _causal(mask: Mask, shape: Shape) -> bool:
+    return bool(mask.is_causal) and shape[2] > 1
+
+
+def _lead(rows: Tensor, batch: int, heads: int | None) -> tuple[int, int]:
+    if rows.ndim == 2:
+        return 1, 1
+    if rows.ndim > 3:
+        return rows.shape[:-3].numel(), rows.shape[-3]
+    folded = rows.shape[0]
+    if heads is not None and folded == batch * heads:
+        return batch, heads
+    if folded == batch:
+        return batch, 1
+    if heads is not None and folded % heads == 0:
+        return folded // heads, heads
+    if folded % batch == 0:
+        return batch, folded // batch
+    raise Unreadable(f"{folded} maps for {batch} sequences: sequences and heads cannot be told apart")
+
+
+def _fold(tensor: Tensor, batch: int) -> Tensor:
+    """(…, tokens, width) as (batch, heads, tokens, width)."""
+    if tensor.ndim <= 3 and tensor.shape[:-2].numel() % batch:
+        return tensor.reshape(1, -1, *tensor.shape[-2:])
+    if tensor.ndim > 3 and tensor.shape[:-3].numel() in (1, batch):
+        return tensor.reshape(-1, *tensor.shape[-3:])
+    return tensor.reshape(batch, -1, *tensor.shape[-2:])
+
+
+def _fold_mask(mask: Tensor, query: Tensor, shape: Shape) -> Tensor:
+    if mask.ndim <= 2 or (query.ndim == 4 and mask.ndim <= 4):
+        return mask
+    lead = query.shape[:-2]
+    mask = mask[(None,) * (query.ndim - mask.ndim)]
+    if all(size == 1 for size in mask.shape[:-2]):
+        return mask.reshape(1, 1, *mask.shape[-2:])
+    return mask.expand(*lead, *mask.shape[-2:]).reshape(*shape[:2], *mask.shape[-2:])
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise Unreadable("its queries or keys are not known")
+    return tensor
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

@@ -1,0 +1,150 @@
+"""The residual additions of one block call: which state lies between attention and MLP, and what the norms hand on.
+
+Inside a block a state is known only as the tensor object that goes into the next addition. Starting from the tensor the
+block is called with, every addition with a known state as one of its operands makes the next state; norms, casts and
+dropout of a state are noted with it. The block's output leads back to its last addition, and the other operand of that
+one, if an attention call made it and something else read it, is the state between attention and MLP. Where the chain
+cannot be followed nothing is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Followed", "ResidualTrace"]
+
+_ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+_SAME = frozenset(
+    {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach"}
+    | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "where", "nan_to_num", "identity"}
+)
+_NORM = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
+
+
+@dataclass(eq=False)
+class _State:
+    """A tensor that is a state of the stream, or a norm's output of one."""
+
+    value: Tensor
+    kind: Literal["input", "sum", "norm"]
+    order: int  # additions since the block's input
+    attention: int  # attention calls before it was made
+    of: _State | None = None  # sum: the state it was added to; norm: the state it is of
+    read: bool = False  # something other than an addition used it
+    version: int = -1  # of the tensor when it was made; a later one means that it was overwritten
+
+    @property
+    def intact(self) -> bool:
+        return self.value.is_inference() or self.value._version == self.version
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What one block call was seen to do; None where it cannot be told.
+
+    Attributes:
+        mid: the state between attention and MLP.
+        read_input: what a norm made of the block's input.
+        read_mid: what a norm made of `mid`.
+    """
+
+    mid: Tensor | None = None
+    read_input: Tensor | None = None
+    read_mid: Tensor | None = None
+
+
+class ResidualTrace:
+    """Follows the states of one block call.
+
+    Args:
+        stream: the tensor that the block is called with.
+    """
+
+    def __init__(self, stream: Tensor) -> None:
+        self._shape = stream.shape
+        self._known: dict[int, _State] = {}
+        self._norms: list[_State] = []
+        self.attention = 0
+        self._input = _State(stream, "input", 0, 0, version=_version(stream))
+        self._aliases: list[Tensor] = []  # keeps ids from being reused while the block runs
+        self._known[id(stream)] = self._input
+
+    def see(self, name: str, args: tuple[Any, ...], output: Any) -> None:
+        """Take in one function call of the block."""
+        states = [state for item in args if isinstance(item, Tensor) and (state := self._known.get(id(item)))]
+        if not states:
+            return
+        if name in _ADD and isinstance(output, Tensor) and output.shape == self._shape:
+            operand = max(states, key=lambda state: state.order)
+            self._keep(_State(output, "sum", operand.order + 1, self.attention, operand))
+        elif name in _SAME and isinstance(output, Tensor) and output.numel() == states[0].value.numel():
+            if id(output) not in self._known:
+                self._known[id(output)] = states[0]
+                self._aliases.append(output)
+        elif name in _NORM:
+            self.see_norm(args[0], output)
+        else:
+            for state in states:
+                state.read = True
+
+    def overwrites(self, name: str, args: tuple[Any, ...]) -> None:
+        """Called before a function runs: an addition in place is about to destroy a state that may be wanted."""
+        if name in ("add_", "__iadd__") and args and isinstance(args[0], Tensor):
+            state = self._known.get(id(args[0]))
+            if state is not None and state.value is args[0] and state.kind != "input":
+                state.value = args[0].clone()
+                state.version = _version(state.value)
+
+    def see_norm(self, given: Any, output: Any) -> None:
+        """Take in a norm, function or module."""
+        state = self._known.get(id(given)) if isinstance(given, Tensor) else None
+        if state is None or not isinstance(output, Tensor) or id(output) in self._known or state.kind == "norm":
+            return
+        state.read = True
+        norm = _State(output, "norm", state.order, state.attention, state)
+        self._keep(norm)
+        if output.shape == self._shape:
+            self._norms.append(norm)
+
+    def finish(self, output: Tensor) -> Followed:
+        """What was seen, given the state that the block returned.
+
+        Returns:
+            The state between attention and MLP and what the norms handed on.
+        """
+        read_input = next((norm.value for norm in self._norms if norm.of is self._input and norm.intact), None)
+        mid = self._between(output)
+        if mid is None:
+            return Followed(read_input=read_input)
+        read_mid = next((norm.value for norm in self._norms if norm.of is mid and norm.intact), None)
+        return Followed(mid.value, read_input, read_mid)
+
+    def _between(self, output: Tensor) -> _State | None:
+        last = self._known.get(id(output))
+        if last is not None and last.kind == "norm":
+            last = last.of
+        if last is None or last.kind != "sum" or last.of is None:
+            return None
+        mid = last.of
+        attention_made_it = mid.attention > 0 and mid.attention == last.attention
+        if mid.order < 1 or not attention_made_it or not mid.read or not mid.intact:
+            return None
+        return mid
+
+    def _keep(self, state: _State) -> None:
+        state.version = _version(state.value)
+        self._known[id(state.value)] = state
+        self._aliases.append(state.value)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def is_norm(module: torch.nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class."""
+    return "norm" in type(module).__name__.lower()

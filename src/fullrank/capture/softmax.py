@@ -1,0 +1,170 @@
+"""Which softmax is attention: the one whose result becomes a factor of a product. The other factor is V."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fullrank.capture.calls import KernelCall
+from fullrank.capture.marks import Marks
+
+__all__ = ["SoftmaxTrace"]
+
+SOFTMAX = frozenset({"softmax", "special_softmax", "_softmax"})
+_CARRY = frozenset(
+    {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach", "identity"}
+    | {"dropout", "dropout_", "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "view_as"}
+    | {"__getitem__", "masked_fill", "masked_fill_", "nan_to_num", "where", "narrow", "mul", "div"}
+)
+_PRODUCTS = {"matmul": 0, "__matmul__": 0, "bmm": 0, "mm": 0, "baddbmm": 1}
+
+
+@dataclass(eq=False)
+class _Softmax:
+    """One softmax and what became of it so far."""
+
+    logits: Tensor
+    shape: torch.Size  # of the softmax
+    last: bool  # over the last dimension
+    used: bool = False
+
+
+class SoftmaxTrace:
+    """Follows softmax results to the products they become a factor of. Keeps none of the results alive."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], _Softmax]] = {}
+        self._open: list[_Softmax] = []
+
+    def see(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, marks: Marks, heads: int | None
+    ) -> KernelCall | None:
+        """Take in one function call.
+
+        Returns:
+            The attention call that this function completes, or None.
+        """
+        if name in SOFTMAX and isinstance(output, Tensor):
+            self._begin(args, kwargs, output)
+            return None
+        if not self._known:
+            return None
+        if name in _CARRY:
+            found = self._find(args[0]) if args else None
+            if found is not None and isinstance(output, Tensor):
+                self._know(output, found)
+        elif name in _PRODUCTS:
+            left, right = (*args[_PRODUCTS[name] :], *kwargs.values(), None, None)[:2]
+            found = self._find(left)
+            if found is not None and isinstance(right, Tensor) and not found.used:
+                return self._complete(found, left, right, marks, heads)
+        elif name == "einsum":
+            return self._einsum(args, marks, heads)
+        return None
+
+    def take_unused(self) -> list[torch.Size]:
+        """Shapes of the softmaxes that met no values since the last question."""
+        shapes = [softmax.shape for softmax in self._open if not softmax.used]
+        self._open.clear()
+        self._known.clear()
+        return shapes
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        given = args[0] if args else kwargs.get("input")
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if not isinstance(given, Tensor) or not isinstance(dim, int) or output.ndim < 2:
+            return
+        last = dim in (-1, output.ndim - 1)
+        softmax = _Softmax(given.detach(), output.shape, last)
+        self._open.append(softmax)
+        self._know(output, softmax)
+
+    def _einsum(self, args: tuple[Any, ...], marks: Marks, heads: int | None) -> KernelCall | None:
+        equation, *factors = args
+        if len(factors) == 1 and isinstance(factors[0], tuple | list):
+            factors = list(factors[0])
+        if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation or "." in equation:
+            return None
+        inputs, out = equation.replace(" ", "").split("->")
+        labels = inputs.split(",")
+        for mine, other in ((0, 1), (1, 0)):
+            found = self._find(factors[mine])
+            if found is None or found.used or not isinstance(factors[other], Tensor):
+                continue
+            arranged = _arrange(factors[mine], labels[mine], factors[other], labels[other], out)
+            if arranged is None:
+                continue
+            return self._complete(found, *arranged[:2], marks, heads, source=factors[other], permuted=arranged[2])
+        return None
+
+    def _complete(
+        self,
+        found: _Softmax,
+        weights: Tensor,
+        value: Tensor,
+        marks: Marks,
+        heads: int | None,
+        source: Tensor | None = None,
+        permuted: tuple[int, ...] | None = None,
+    ) -> KernelCall | None:
+        if not found.last:
+            return None
+        keys = found.shape[-1]
+        if value.shape[-2] != weights.shape[-1] or weights.shape[-1] not in (keys, keys - 1):
+            return None
+        logits: Tensor | None = found.logits[
+            ..., : weights.shape[-1]
+        ]  # the last column may be a sink, dropped before V
+        if permuted is not None and logits is not None:
+            logits = logits.permute(permuted) if logits.ndim == len(permuted) else None
+        if logits is not None and logits.numel() != weights.numel():
+            logits = None
+        # the softmax's own shape tells the heads apart where the product folds them into the batch
+        if logits is not None and logits.ndim > weights.ndim:
+            lead = logits.shape[:-2]
+            weights = weights.reshape(logits.shape)
+            if value.shape[0] == lead.numel():
+                value = value.reshape(*lead, *value.shape[-2:])
+        elif logits is not None and logits.shape != weights.shape:
+            logits = logits.reshape(weights.shape)
+        found.used = True
+        found.logits = found.logits[:0]  # the map may be large: do not keep it
+        return KernelCall(
+            kernel="softmax",
+            value=value.detach(),
+            sources=marks.of(source if source is not None else value),
+            dtype=value.dtype,
+            weights=weights.detach(),
+            logits=logits,
+            sink_column=weights.shape[-1] == keys - 1,
+            heads=heads,
+        )
+
+    def _know(self, tensor: Tensor, softmax: _Softmax) -> None:
+        self._known[id(tensor)] = (weakref.ref(tensor), softmax)
+
+    def _find(self, tensor: Any) -> _Softmax | None:
+        found = self._known.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        return found[1] if found is not None and found[0]() is tensor else None
+
+
+def _arrange(
+    weights: Tensor, left: str, value: Tensor, right: str, out: str
+) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+    """Bring the factors of an einsum into (…, queries, keys) and (…, keys, width), or None if it is no attention."""
+    if len(left) != weights.ndim or len(right) != value.ndim:
+        return None
+    key = left[-1]
+    query = [label for label in left if label in out and label not in right]
+    width = [label for label in right if label in out and label not in left]
+    lead = [label for label in left if label in right and label != key]
+    if key in out or key not in right or len(query) != 1 or len(width) != 1 or any(x not in out for x in lead):
+        return None
+    if len(lead) + 2 != len(left) or len(lead) + 2 != len(right):
+        return None
+    order = tuple(left.index(label) for label in (*lead, *query, key))
+    return weights.permute(order), value.permute([right.index(label) for label in (*lead, key, *width)]), order

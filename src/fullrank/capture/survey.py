@@ -1,0 +1,208 @@
+"""One forward under observation: where the blocks are and where attention happens in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from fullrank.capture.anatomy import Anatomy, Stack, stack_names
+from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
+from fullrank.capture.calls import KernelCall
+from fullrank.capture.dispatch import overriding
+from fullrank.capture.reading import MaskReader, Unreadable, read, shape_of
+from fullrank.capture.reference import module_names, reference_path
+from fullrank.capture.tap import Tap, heads_of
+from fullrank.capture.tokens import over_tokens
+from fullrank.capture.visits import Attended, CallTree, Group, Visit, groups_of
+from fullrank.errors import ModelError
+
+__all__ = ["survey"]
+
+
+def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = None) -> Anatomy:
+    """Run one forward and find the stacks of blocks in it.
+
+    Nothing is asked of names or classes: blocks are the children of module lists or sequences that hand the stream on to each
+    other, in the order they are called; a shared block that is called n times is n layers.
+
+    Args:
+        model: the model that `forward` runs.
+        forward: one forward pass. Wrap it in `undisturbed` where the model must stay as it is.
+        blocks: path of the list of blocks, or a pattern of module names, or several separated by commas, where they
+            are not found by themselves.
+
+    Returns:
+        The stacks, with the attention calls of each block.
+
+    Raises:
+        ModelError: where no blocks are found, or the named ones are not called.
+    """
+    if blocks is not None:
+        chosen = named_blocks(model, blocks)
+        shared = [Group(nn.ModuleList(), 1 << index) for index in range(len(chosen))]
+        groups = {module: group for group, modules in zip(shared, chosen, strict=True) for module in modules}
+    else:
+        groups = groups_of(model)
+    notes: list[str] = []
+    tree = _watch(model, forward, groups, notes)
+    unique = list({id(group): group for group in groups.values()}.values())
+    if blocks is not None:
+        stacks = [group.visits for group in unique if group.visits]
+        if not stacks:
+            raise ModelError(f"blocks={blocks!r} names modules of this {type(model).__name__} that no forward calls.")
+    else:
+        stacks = find_stacks(unique)
+    if not stacks:
+        raise ModelError(NOT_FOUND.format(model=type(model).__name__))
+    stacks.sort(key=lambda visits: tree.visits.index(visits[0]))
+    return _describe(stacks, notes, {id(v): group.bit for group in unique for v in group.visits})
+
+
+def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]) -> CallTree:
+    masks = MaskReader()
+
+    def on_call(call: KernelCall) -> None:
+        visit = tree.current
+        heads = next((h for v in _around(visit) if (h := heads_of(v.module))), None)
+        causal = call.causal
+        if not causal and call.mask is not None and call.query is not None:
+            causal = bool(masks.read(call.mask)[0].is_causal) and call.query.shape[-2] > 1
+        if call.logits is not None:
+            # one pair decides cheaply; the reading of the whole map is left to the recorder
+            causal = _first_row_sees_one(call)
+        light = KernelCall(**{**call.__dict__, "mask": None, "logits": None, **_shapes(call)})
+        tree.attend(Attended(light, heads, causal, visit.path if visit else ""))
+
+    tap = Tap(on_call, lambda sentence: None)
+    tree = CallTree(groups, tap.marks)
+    names = module_names(model)
+    with ExitStack() as put_back, torch.no_grad():
+        put_back.enter_context(reference_path(model, notes))
+        for module, name in names.items():
+            hooks = _hooks(tree, name)
+            put_back.callback(module.register_forward_pre_hook(hooks[0], with_kwargs=True).remove)
+            put_back.callback(module.register_forward_hook(hooks[1], always_call=True).remove)
+        put_back.enter_context(overriding(model, tap))
+        put_back.enter_context(tap)
+        forward()
+    return tree
+
+
+def _hooks(tree: CallTree, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tree.enter(module, name, args, kwargs)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tree.leave(module, output)
+
+    return enter, leave
+
+
+def _around(visit: Visit | None) -> list[Visit]:
+    return [] if visit is None else [visit, *visit.ancestors()]
+
+
+def _first_row_sees_one(call: KernelCall) -> bool:
+    assert call.weights is not None
+    weights = call.weights
+    if weights.shape[-2] < 2 or weights.shape[-2] != weights.shape[-1]:
+        return False
+    return not bool((weights.triu(1) > 0).any())
+
+
+def _shapes(call: KernelCall) -> dict[str, Any]:
+    """Tensors without storage in place of the real ones: the survey keeps shapes only."""
+    kept = {}
+    for name in ("query", "key", "value", "weights"):
+        tensor = getattr(call, name)
+        kept[name] = None if tensor is None else torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
+    return kept
+
+
+# ---------------------------------------------------------------- describing
+
+
+def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int]) -> Anatomy:
+    found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], bool]] = []
+    for visits in stacks:
+        tokens_first = _tokens_first(visits)
+        own = 0
+        for visit in visits:
+            own |= bits.get(id(visit), 0)
+        found.append((visits, [_parts(visit, own, tokens_first) for visit in visits], tokens_first))
+    causal = [_is_causal(parts) for _, parts, _ in found]
+    crossing = [any(part.startswith("cross") for block in parts for part, _ in block) for _, parts, _ in found]
+    names = stack_names([v[0] for v, _, _ in found], [a or b for a, b in zip(causal, crossing, strict=True)])
+    described = []
+    for (visits, parts, tokens_first), name, back in zip(found, names, causal, strict=True):
+        if not any(parts):
+            notes.append(f"stack {name}: no token attention was seen in its {len(visits)} blocks.")
+        described.append(
+            Stack(
+                name=name,
+                paths=tuple(visit.path for visit in visits),
+                calls=tuple(tuple(part for part, _ in block) for block in parts),
+                heads=_heads(visits, parts, tokens_first),
+                width=next((v.shape[-1] for v in visits if v.shape is not None), 0),
+                causal=back,
+                tokens_first=tokens_first,
+            )
+        )
+    return Anatomy(tuple(described), tuple(dict.fromkeys(notes)))
+
+
+def _parts(visit: Visit, own: int, tokens_first: bool) -> list[tuple[str, Attended]]:
+    counts = {"self": 0, "cross": 0}
+    parts = []
+    for attended in visit.attended:
+        if not over_tokens(attended.call, visit.shape, attended.heads, tokens_first=tokens_first):
+            continue
+        kind = "self" if attended.call.sources & own or not attended.call.sources else "cross"
+        parts.append((f"{kind}.{counts[kind]}" if counts[kind] else kind, attended))
+        counts[kind] += 1
+    return parts
+
+
+def _is_causal(parts: list[list[tuple[str, Attended]]]) -> bool:
+    own = [attended for block in parts for part, attended in block if part.startswith("self")]
+    return bool(own) and all(attended.causal for attended in own)
+
+
+def _heads(visits: list[Visit], parts: list[list[tuple[str, Attended]]], tokens_first: bool) -> int | None:
+    for visit, block in zip(visits, parts, strict=True):
+        for _, attended in block:
+            try:
+                return shape_of(attended.call, _batch(visit, tokens_first), attended.heads)[1]
+            except Unreadable:
+                continue
+    return None
+
+
+def _batch(visit: Visit, tokens_first: bool) -> int:
+    assert visit.shape is not None
+    return 1 if len(visit.shape) < 3 else visit.shape[1 if tokens_first and len(visit.shape) == 3 else 0]
+
+
+def _tokens_first(visits: list[Visit]) -> bool:
+    """Whether streams are (tokens, sequences, width): said by `nn.MultiheadAttention`, else seen from the calls."""
+    for visit in visits:
+        if visit.batch_first is not None:
+            return not visit.batch_first
+    for visit in visits:
+        if visit.shape is None or len(visit.shape) != 3:
+            continue
+        first, second = visit.shape[:2]
+        for attended in visit.attended:
+            call = attended.call
+            rows = call.weights if call.weights is not None else call.query
+            if rows is None or rows.ndim != 4 or first == second:
+                continue
+            if (rows.shape[0], rows.shape[-2]) == (second, first):
+                return True
+            if (rows.shape[0], rows.shape[-2]) == (first, second):
+                return False
+    return False

@@ -1,0 +1,50 @@
+"""Is a call attention over tokens, or over channels, experts or heads?"""
+
+from __future__ import annotations
+
+import torch
+
+from fullrank.capture.calls import KernelCall
+from fullrank.capture.reading import Unreadable, shape_of
+
+__all__ = ["over_tokens", "tokens_and_batch"]
+
+
+def tokens_and_batch(stream: torch.Size, *, tokens_first: bool) -> tuple[int, int]:
+    """(tokens, sequences) of a stream of two (one sequence), three or four dimensions (a grid of tokens)."""
+    if len(stream) == 2:
+        return stream[0], 1
+    if len(stream) == 3:
+        return (stream[0], stream[1]) if tokens_first else (stream[1], stream[0])
+    return stream[1:-1].numel(), stream[0]
+
+
+def over_tokens(call: KernelCall, stream: torch.Size | None, heads: int | None, *, tokens_first: bool) -> bool:
+    """Whether the rows of the map are tokens of the stream around it.
+
+    A map whose values have the tokens as their width and whose rows are the channels of a head attends over channels
+    (XCiT). A made map of two dimensions in a batch, or of three that are not square, is a router (tokens × experts).
+
+    Args:
+        call: the kernel call.
+        stream: shape of the block's stream.
+        heads: of the module that called.
+        tokens_first: whether the stream is (tokens, sequences, width).
+
+    Returns:
+        False where it is known to be something else.
+    """
+    if stream is None:
+        return False
+    tokens, batch = tokens_and_batch(stream, tokens_first=tokens_first)
+    try:
+        _, h, queries, keys = shape_of(call, batch, heads)
+    except Unreadable:
+        return False
+    if call.value is not None and queries != tokens and call.value.shape[-1] == tokens and queries * h == stream[-1]:
+        return False
+    if call.weights is None:
+        return True
+    if call.weights.ndim == 2:
+        return len(stream) == 2 and queries == tokens == keys
+    return call.weights.ndim > 3 or h > 1 or queries == keys

@@ -1,0 +1,106 @@
+"""Looking at a model without leaving a trace on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["undisturbed"]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and afterwards everything as it was, whatever happened in between.
+
+    Put back on leaving, in reverse order, also after an exception or an interrupt: the random state of the CPU and of
+    every device the model is on, each module's own training flag, buffers (their objects and their values),
+    `requires_grad` and `.grad` of every parameter, the grad mode and the warning filters. Cost: a copy of the buffers.
+
+    Args:
+        model: the model that is looked at inside.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as put_back:
+        put_back.enter_context(warnings.catch_warnings())
+        _keep_random_state(model, put_back.callback)
+        _keep_training_flags(model, put_back.callback)
+        _keep_parameters(model, put_back.callback)
+        _keep_buffers(model, put_back.callback)
+        model.eval()
+        put_back.enter_context(torch.no_grad())
+        yield
+
+
+Later = Callable[[Callable[[], None]], object]
+
+
+def _keep_random_state(model: nn.Module, later: Later) -> None:
+    cpu = torch.get_rng_state()
+    later(lambda: torch.set_rng_state(cpu))
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    for device in devices:
+        module = getattr(torch, device.type, None)
+        if device.type in ("cpu", "meta") or not hasattr(module, "get_rng_state"):
+            continue
+        state = module.get_rng_state(device)  # type: ignore[union-attr]
+        later(lambda module=module, device=device, state=state: module.set_rng_state(state, device))  # type: ignore
+
+
+def _keep_training_flags(model: nn.Module, later: Later) -> None:
+    flags = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
+        for module, training in flags:
+            module.training = training  # never train(): it would wake frozen submodules
+
+    later(restore)
+
+
+def _keep_parameters(model: nn.Module, later: Later) -> None:
+    states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, requires_grad, grad in states:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+    later(restore)
+
+
+def _keep_buffers(model: nn.Module, later: Later) -> None:
+    kept = [
+        (module, dict(module._buffers), {name: _copy(buffer) for name, buffer in module._buffers.items()})
+        for module in model.modules()
+        if module._buffers
+    ]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for module, objects, values in kept:
+                module._buffers.clear()
+                module._buffers.update(objects)
+                for name, (value, version) in values.items():
+                    buffer = objects[name]
+                    if buffer is not None and value is not None and _version(buffer) != version:
+                        buffer.copy_(value)
+
+    later(restore)
+
+
+def _copy(buffer: Tensor | None) -> tuple[Tensor | None, int]:
+    if buffer is None or buffer.is_meta:
+        return None, 0
+    return buffer.detach().clone(), _version(buffer)
+
+
+def _version(tensor: Tensor) -> int:
+    # tensors made in inference mode count no versions: −1 ≠ −2 makes the restore copy them
+    return -1 if tensor.is_inference() else tensor._version

@@ -1,0 +1,173 @@
+"""The tree of module calls of one forward: who was called inside whom, in which order, with which stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fullrank.capture.calls import KernelCall
+from fullrank.capture.marks import Marks
+from fullrank.capture.tensors import first_state, stream_input, tensors_in
+
+__all__ = ["Attended", "CallTree", "Group", "Visit", "groups_of"]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One attention call of the survey, as far as discovery needs it."""
+
+    call: KernelCall
+    heads: int | None
+    causal: bool
+    path: str
+
+
+@dataclass(eq=False)
+class Visit:
+    """One call of a module.
+
+    Attributes:
+        module: the module.
+        path: its name.
+        parent: the visit it happened inside.
+        shape: of the stream it was called with, and of what it returned.
+        chained: whether it was called with the very tensor that its sibling before it returned.
+        attended: attention calls made inside it, in order, those of inner modules included.
+        input_kind: `vision` where it was called with images, `text` where with tokens or their embeddings.
+        batch_first: what an `nn.MultiheadAttention` inside says about its axes.
+    """
+
+    module: nn.Module
+    path: str
+    parent: Visit | None
+    shape: torch.Size | None = None
+    returned: torch.Size | None = None
+    chained: bool = False
+    attended: list[Attended] = field(default_factory=list)
+    input_kind: str | None = None
+    batch_first: bool | None = None
+
+    def ancestors(self) -> Iterator[Visit]:
+        """The visits around this one, innermost first."""
+        visit = self.parent
+        while visit is not None:
+            yield visit
+            visit = visit.parent
+
+
+@dataclass(eq=False)
+class Group:
+    """Children of one container that were called: candidates for the blocks of a stack."""
+
+    container: nn.Module
+    bit: int
+    visits: list[Visit] = field(default_factory=list)
+
+    @property
+    def attending(self) -> list[Visit]:
+        """The visits with attention in them."""
+        return [visit for visit in self.visits if visit.attended]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learned in the members."""
+        members = {id(visit.module): visit.module for visit in self.visits}
+        return sum(p.numel() for module in members.values() for p in module.parameters())
+
+    def of_one_class(self) -> bool:
+        """Whether all members are of one class."""
+        return len({type(visit.module) for visit in self.visits}) == 1
+
+    def in_sequence(self) -> bool:
+        """Whether the members hand the stream on to each other: at least half of them get what the last one returned."""
+        return len(self.visits) < 2 or 2 * sum(visit.chained for visit in self.visits) >= len(self.visits) - 1
+
+
+class CallTree:
+    """Records the visits of one forward through hooks that the survey installs.
+
+    Args:
+        groups: candidate containers by child module.
+        marks: where the streams of candidate groups are marked.
+    """
+
+    def __init__(self, groups: dict[nn.Module, Group], marks: Marks) -> None:
+        self.visits: list[Visit] = []
+        self._open: list[Visit] = []
+        self._groups = groups
+        self._marks = marks
+        self._handed_on: dict[Group, Tensor] = {}
+
+    @property
+    def current(self) -> Visit | None:
+        """The innermost module that runs now."""
+        return self._open[-1] if self._open else None
+
+    def enter(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+        stream = stream_input(args, kwargs)
+        visit = Visit(module, path, self.current, None if stream is None else stream.shape)
+        visit.input_kind = _input_kind(args, kwargs)
+        if isinstance(module, nn.MultiheadAttention):
+            for outer in (visit, *visit.ancestors()):
+                outer.batch_first = module.batch_first
+        self._open.append(visit)
+        self.visits.append(visit)
+        group = self._groups.get(module)
+        if group is not None and stream is not None:
+            visit.chained = self._handed_on.get(group) is stream
+            group.visits.append(visit)
+            self._marks.add(stream, group.bit)
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A module returns, or is left by an exception."""
+        visit = self._open.pop()
+        state = first_state(output)
+        visit.returned = None if state is None else state.shape
+        group = self._groups.get(module)
+        if group is not None and state is not None:
+            self._handed_on[group] = state
+
+    def attend(self, attended: Attended) -> None:
+        """An attention call happens in the current visit."""
+        if self.current is not None:
+            for visit in (self.current, *self.current.ancestors()):
+                visit.attended.append(attended)
+
+
+def groups_of(model: nn.Module) -> dict[nn.Module, Group]:
+    """Children of module lists and of plain sequences, by child; each list is one candidate group.
+
+    Returns:
+        The group of every such child. A child of two lists belongs to the first.
+    """
+    found: dict[nn.Module, Group] = {}
+    bit = 1
+    for container in model.modules():
+        if not isinstance(container, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            continue
+        group = Group(container, bit)
+        bit <<= 1
+        for child in container.children():
+            found.setdefault(child, group)
+    return found
+
+
+_TEXT = frozenset({"input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds"})
+
+
+def _input_kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    named = {name for name, value in kwargs.items() if isinstance(value, Tensor)}
+    vision = any("pixel" in name for name in named) or any(_is_image(item) for item in args)
+    text = bool(named & _TEXT) or any(not t.is_floating_point() and t.ndim == 2 for t in tensors_in(args[:1]))
+    if vision == text:
+        return None
+    return "vision" if vision else "text"
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4 and value.shape[1] == 3
