@@ -53,8 +53,8 @@ _VISION = re.compile(r"(^|[._])(vision|visual|image)", re.IGNORECASE)
 def stack_names(firsts: Sequence[Visit], looks_back: Sequence[bool]) -> list[str]:
     """A name for each stack.
 
-    `vision` where images go in (the nearest module around the blocks that is called with pixels or token ids decides, then
-    the path); else `decoder` where self-attention is causal or there is cross-attention; else `encoder`.
+    `vision` where images go in (the nearest module around the blocks that is called with pixels or token ids decides,
+    then the path); else `decoder` where self-attention is causal or there is cross-attention; else `encoder`.
 
     Args:
         firsts: the first block call of each stack.

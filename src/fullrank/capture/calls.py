@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 __all__ = ["KernelCall", "from_sdpa"]
 
@@ -65,7 +65,7 @@ def from_sdpa(
     if query.ndim > 2 and query.shape[:-2] != output.shape[:-2]:
         query = query.expand(*output.shape[:-1], query.shape[-1])  # learned queries with batch 1
     return KernelCall(
-        kernel=F.scaled_dot_product_attention.__name__,
+        kernel=functional.scaled_dot_product_attention.__name__,
         value=value,
         sources=sources,
         dtype=output.dtype,

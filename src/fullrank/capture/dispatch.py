@@ -22,8 +22,8 @@ __all__ = ["overriding"]
 def overriding(model: nn.Module, tap: Tap) -> Iterator[None]:
     """Inside, attention functions that this model's modules get from a dispatch table report to the tap.
 
-    The function under each key in use is replaced by one that calls it: under a new name the model would lose its mask.
-    The tables are process-wide, so calls of other models' modules pass through. Entries found in a table's local map are
+    The function under each key in use is replaced by one that calls it: under a new name the model would lose its
+    mask. The tables are process-wide, so calls of other models' modules pass through. Entries found in a table's local map are
     put back, others deleted.
 
     Args:
@@ -91,8 +91,8 @@ def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> 
             tap.hand_on(_whole(inner[0], query, key_, value))
         else:
             tap.unread(
-                f"attention through {key!r} was not observed: its kernel is not known; use attn_implementation='sdpa' or "
-                "fullrank.capture.register_attention."
+                f"attention through {key!r} was not observed: its kernel is not known; use "
+                "attn_implementation='sdpa' or fullrank.capture.register_attention."
             )
         tap.marks.follow((query, key_, value), {}, output)
         return output
@@ -110,10 +110,8 @@ def _unseen(tap: Tap) -> Iterator[None]:
 
 
 def _whole(inner: KernelCall, query: Tensor, key: Tensor, value: Tensor) -> KernelCall:
-    """The kernel's call with the keys and values as they were before their heads were repeated or packed.
-
-    What mask and scale the kernel got is read from the kernel's call, not from the dispatched one: it is what was computed.
-    """
+    """The kernel's call with the keys and values as they were before their heads were repeated or packed."""
+    # mask and scale are read from the kernel's call, not from the dispatched one: they are what was computed with
     if inner.query is None or inner.key is None or inner.value is None or query.ndim != 4:
         return inner
     query, key, value = (tensor.detach().to(inner.dtype) for tensor in (query, key, value))

@@ -32,9 +32,9 @@ Progress = Callable[[str, int, int], None]
 class Recorder:
     """Inside its `with` block, any forward of the model feeds the observers.
 
-    Outputs of the model stay the same bit for bit: it runs its own kernels, in the same order. On leaving, hooks, dispatch
-    tables, the fast-path flag and the compiler's stance are as they were, whatever happened inside. Parameters, training
-    flags and random state are not touched (to look in evaluation mode, enter `undisturbed` first).
+    Outputs of the model stay the same bit for bit: it runs its own kernels, in the same order. On leaving, hooks,
+    dispatch tables, the fast-path flag and the compiler's stance are as they were, whatever happened inside. Parameters,
+    training flags and random state are not touched (to look in evaluation mode, enter `undisturbed` first).
 
     Args:
         model: the model.

@@ -12,8 +12,8 @@ from torch import nn
 __all__ = ["module_names", "reference_path"]
 
 FAST_PATH = (
-    "reference path: the fused fast path of nn.TransformerEncoder and nn.MultiheadAttention was switched off while looking; "
-    "it differs by rounding, and returns zeros at padded tokens."
+    "reference path: the fused fast path of nn.TransformerEncoder and nn.MultiheadAttention was switched off while "
+    "looking; it differs by rounding, and returns zeros at padded tokens."
 )
 COMPILED = "reference path: the compiled model was run without compilation while looking; the two differ by rounding."
 

@@ -20,7 +20,7 @@ __all__ = ["Followed", "ResidualTrace"]
 _ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _SAME = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach"}
-    | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "where", "nan_to_num", "identity"}
+    | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "nan_to_num", "identity"}
 )
 _NORM = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
 
@@ -75,15 +75,15 @@ class ResidualTrace:
 
     def see(self, name: str, args: tuple[Any, ...], output: Any) -> None:
         """Take in one function call of the block."""
-        states = [state for item in args if isinstance(item, Tensor) and (state := self._known.get(id(item)))]
+        states = [state for item in args if (state := self._state(item)) is not None]
         if not states:
             return
         if name in _ADD and isinstance(output, Tensor) and output.shape == self._shape:
             operand = max(states, key=lambda state: state.order)
             self._keep(_State(output, "sum", operand.order + 1, self.attention, operand))
-        elif name in _SAME and isinstance(output, Tensor) and output.numel() == states[0].value.numel():
-            if id(output) not in self._known:
-                self._known[id(output)] = states[0]
+        elif name in _SAME and isinstance(output, Tensor) and (state := self._state(args[0])) is not None:
+            if id(output) not in self._known and output.numel() == state.value.numel():
+                self._known[id(output)] = state
                 self._aliases.append(output)
         elif name in _NORM:
             self.see_norm(args[0], output)
@@ -94,14 +94,14 @@ class ResidualTrace:
     def overwrites(self, name: str, args: tuple[Any, ...]) -> None:
         """Called before a function runs: an addition in place is about to destroy a state that may be wanted."""
         if name in ("add_", "__iadd__") and args and isinstance(args[0], Tensor):
-            state = self._known.get(id(args[0]))
+            state = self._state(args[0])
             if state is not None and state.value is args[0] and state.kind != "input":
                 state.value = args[0].clone()
                 state.version = _version(state.value)
 
     def see_norm(self, given: Any, output: Any) -> None:
         """Take in a norm, function or module."""
-        state = self._known.get(id(given)) if isinstance(given, Tensor) else None
+        state = self._state(given)
         if state is None or not isinstance(output, Tensor) or id(output) in self._known or state.kind == "norm":
             return
         state.read = True
@@ -134,6 +134,9 @@ class ResidualTrace:
         if mid.order < 1 or not attention_made_it or not mid.read or not mid.intact:
             return None
         return mid
+
+    def _state(self, item: Any) -> _State | None:
+        return self._known.get(id(item)) if isinstance(item, Tensor) else None
 
     def _keep(self, state: _State) -> None:
         state.version = _version(state.value)

@@ -206,8 +206,7 @@ class Scene:
         self._emit("attention", event)
 
     def _crosses(self, call: KernelCall) -> bool:
-        """For values that do not come from the block's own stream: from another one, or from the cache of a module that
-        says so."""
+        # the values do not come from the block's own stream: from another one, or from the cache of a module that says so
         return bool(call.sources) or any(getattr(m, "is_cross_attention", False) is True for _, m in self.modules[-2:])
 
     def _heads(self, block: _Block) -> int | None:
@@ -216,9 +215,10 @@ class Scene:
 
     def _report_unused(self, block: _Block) -> None:
         for shape in self._tap.softmaxes.take_unused():
-            if len(shape) > 2 and shape[-2] > 1:
+            if len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
+                name = self._anatomy.stacks[block.stack].name
                 self._note(
-                    f"a softmax of shape {tuple(shape)} in {block.path} never met values as a plain product does: not reported."
+                    f"a softmax in the blocks of {name} is not multiplied with values as a plain product: it is not reported."
                 )
 
     # ------------------------------------------------------------ padding

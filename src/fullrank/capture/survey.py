@@ -13,7 +13,7 @@ from fullrank.capture.anatomy import Anatomy, Stack, stack_names
 from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.dispatch import overriding
-from fullrank.capture.reading import MaskReader, Unreadable, read, shape_of
+from fullrank.capture.reading import MaskReader, Unreadable, shape_of
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.tap import Tap, heads_of
 from fullrank.capture.tokens import over_tokens
@@ -26,8 +26,8 @@ __all__ = ["survey"]
 def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = None) -> Anatomy:
     """Run one forward and find the stacks of blocks in it.
 
-    Nothing is asked of names or classes: blocks are the children of module lists or sequences that hand the stream on to each
-    other, in the order they are called; a shared block that is called n times is n layers.
+    Nothing is asked of names or classes: blocks are the children of module lists or sequences that hand the stream on to
+    each other, in the order they are called; a shared block that is called n times is n layers.
 
     Args:
         model: the model that `forward` runs.

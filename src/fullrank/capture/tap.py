@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, overrides
-from torch.nn import functional as F
+from torch import overrides
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fullrank.capture.calls import KernelCall, from_sdpa
@@ -26,9 +26,9 @@ _FLEX = "flex_attention"
 class Tap(TorchFunctionMode):
     """Hands on every attention call and follows what the tensors in between were computed from.
 
-    The model's own function runs, once, with the arguments it was given; nothing is drawn from the random state. While a
-    function runs the mode is off, so that nothing is seen twice; `F.multi_head_attention_forward`, which is Python code
-    with attention inside it, is looked into.
+    The model's own function runs, once, with the arguments it was given; nothing is drawn from the random state. While
+    a function runs the mode is off, so that nothing is seen twice; `F.multi_head_attention_forward`, which is Python
+    code with attention inside it, is looked into.
 
     Args:
         on_call: takes each call.
@@ -53,7 +53,7 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.busy or torch.compiler.is_compiling() or recomputing():
             return func(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
+        if func is functional.multi_head_attention_forward:
             return self._look_into(func, types, args, kwargs)
         name = getattr(func, "__name__", "")
         if self.trace is not None:
@@ -100,7 +100,7 @@ class Tap(TorchFunctionMode):
     def _see(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         reader = reader_of(func)
         call = None
-        if func is F.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention:
             value = args[2] if len(args) > 2 else kwargs["value"]
             call = from_sdpa(output, self.marks.of(value), self._heads, args, kwargs)
         elif reader is not None:

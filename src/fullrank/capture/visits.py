@@ -37,7 +37,7 @@ class Visit:
         shape: of the stream it was called with, and of what it returned.
         chained: whether it was called with the very tensor that its sibling before it returned.
         attended: attention calls made inside it, in order, those of inner modules included.
-        input_kind: `vision` where it was called with images, `text` where with tokens or their embeddings.
+        input_kind: `vision` where it was called with images, `text` where with token ids.
         batch_first: what an `nn.MultiheadAttention` inside says about its axes.
     """
 
@@ -83,7 +83,7 @@ class Group:
         return len({type(visit.module) for visit in self.visits}) == 1
 
     def in_sequence(self) -> bool:
-        """Whether the members hand the stream on to each other: at least half of them get what the last one returned."""
+        """Whether the members hand the stream on: at least half of them get what the one before returned."""
         return len(self.visits) < 2 or 2 * sum(visit.chained for visit in self.visits) >= len(self.visits) - 1
 
 
@@ -157,7 +157,7 @@ def groups_of(model: nn.Module) -> dict[nn.Module, Group]:
     return found
 
 
-_TEXT = frozenset({"input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds"})
+_TEXT = frozenset({"input_ids", "decoder_input_ids"})  # embeddings go by one name for tokens and for patches
 
 
 def _input_kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
