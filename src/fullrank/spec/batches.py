@@ -35,8 +35,8 @@ class Inputs:
         tokens: how many real tokens; None where only the model knows (patches of an image).
     """
 
-    batches: tuple[Any, ...]
-    real: tuple[Tensor | None, ...]
+    batches: list[Any]
+    real: list[Tensor | None]
     kind: Literal["text", "random tokens", "images", "synthetic images", "text and images", "synthetic sound", "given"]
     description: str
     sequences: int
@@ -116,7 +116,7 @@ def _text(
             raise BatchError(f"{subject.name} has no tokenizer to read {'text' if text is not None else 'data'}= with.")
         ids = sequences.random_tokens(subject, context=length, count=count, seed=seed)
         kind: Literal["text", "random tokens"] = "random tokens"
-        told = f"random tokens (no tokenizer), seed {seed}"
+        told = f"drawn evenly from the vocabulary (there is no tokenizer), seed {seed}"
     else:
         kind = "text"
         characters = length * _CHARACTERS_PER_TOKEN
@@ -131,20 +131,20 @@ def _text(
     batches, real = _padded(ids, subject)
     lengths = sorted(map(len, ids))
     span = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
-    told += f": {len(ids)} × {span} tokens"
+    told += f"; {span} tokens each"
     if beyond:
         told += f", beyond the {subject.max_positions} positions the model is configured for"
-    return Inputs(tuple(batches), tuple(real), kind, told, len(ids), sum(lengths))
+    return Inputs(batches, real, kind, told, len(ids), sum(lengths))
 
 
-def _padded(ids: Sequence[Sequence[int]], subject: Subject) -> tuple[list[Mapping[str, Tensor]], list[Tensor]]:
+def _padded(ids: Sequence[Sequence[int]], subject: Subject) -> tuple[list[Any], list[Tensor | None]]:
     """One batch padded on the right, or one per sequence where they are long."""
     longest = max(map(len, ids))
     groups = [ids] if longest * len(ids) <= TOKENS_AT_ONCE else [[sequence] for sequence in ids]
     names = forward_names(subject.model)
     pad, start = _special(subject, "pad", "eos"), _special(subject, "decoder_start", "bos", "pad")
-    batches: list[Mapping[str, Tensor]] = []
-    masks: list[Tensor] = []
+    batches: list[Any] = []
+    masks: list[Tensor | None] = []
     for group in groups:
         width = max(map(len, group))
         tokens = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in group])
@@ -178,20 +178,20 @@ def _vision(subject: Subject, *, documents: int | None, images: pictures.ImageFi
         files = pictures.expand(images)[:documents]
         pixels, kind = pictures.read(files, subject), "images"
         how = "its image processor" if subject.image_processor is not None else "resizing and scaling to [−1, 1]"
-        told = f"{len(files)} images through {how}"
+        told = f"{len(files)} files through {how}"
     else:
         pixels, kind = pictures.synthetic(subject, count=documents or 8, seed=seed), "synthetic images"
-        told = f"{len(pixels)} synthetic images (smooth random fields of varied roughness), seed {seed}"
+        told = f"smooth random fields of varied roughness, seed {seed}"
     name = "pixel_values" if "pixel_values" in forward_names(subject.model) else str(subject.model.main_input_name)
     frames = first_option(subject.config, "num_frames")
-    if isinstance(frames, int) and frames > 1 and "interpolate_pos_encoding" not in forward_names(subject.model):
+    if isinstance(frames, int) and frames > 1:
         pixels = pixels[:, None].expand(-1, frames, -1, -1, -1)
         told += f", each held still for {frames} frames"
     size = " × ".join(map(str, pixels.shape[1:]))
     pixels = pixels.to(subject.device, subject.dtype)
     chunks = pixels.split(8)
-    batches = tuple({name: chunk} for chunk in chunks)
-    return Inputs(batches, (None,) * len(chunks), kind, f"{told}: {size}", len(pixels), None)  # type: ignore[arg-type]
+    batches = [{name: chunk} for chunk in chunks]
+    return Inputs(batches, [None] * len(chunks), kind, f"{told}; {size} each", len(pixels), None)  # type: ignore[arg-type]
 
 
 def _both(seen: Inputs, read: Inputs) -> Inputs:
@@ -205,23 +205,21 @@ def _both(seen: Inputs, read: Inputs) -> Inputs:
         size = len(batch["input_ids"])
         batches.append({**batch, name: pixels[first : first + size]})
         first += size
-    return Inputs(
-        tuple(batches), read.real, "text and images", f"{read.description}; {seen.description}", count, read.tokens
-    )
+    return Inputs(batches, read.real, "text and images", f"{read.description}; {seen.description}", count, read.tokens)
 
 
 def _sound(subject: Subject, *, count: int, seed: int) -> Inputs:
     features = sound.synthetic(subject, count=count, seed=seed).to(subject.device, subject.dtype)
     names = forward_names(subject.model)
     batch = {str(subject.model.main_input_name): features}
-    told = f"{count} recordings of synthetic noise, seed {seed}: {' × '.join(map(str, features.shape[1:]))}"
+    told = f"noise of wandering loudness, seed {seed}; {' × '.join(map(str, features.shape[1:]))} each"
     if "decoder_input_ids" in names and subject.vocabulary is not None:
         length = min(64, subject.max_positions or 64)
         ids = sequences.random_tokens(subject, context=length, count=count, seed=seed)
         batch["decoder_input_ids"] = torch.tensor(ids, device=subject.device)
         told += f"; {length} random tokens each for the decoder"
-    batches = tuple({key: value[[row]] for key, value in batch.items()} for row in range(count))
-    return Inputs(batches, (None,) * count, "synthetic sound", told, count, None)
+    batches = [{key: value[[row]] for key, value in batch.items()} for row in range(count)]
+    return Inputs(batches, [None] * count, "synthetic sound", told, count, None)
 
 
 def _given(subject: Subject) -> Inputs:
@@ -238,4 +236,4 @@ def _given(subject: Subject) -> Inputs:
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
     tokens = int(real.sum()) if real is not None else None
     size = " × ".join(map(str, tensors[0].shape))
-    return Inputs((batch,), (real,), "given", f"the batch of {subject.name}: {size}", len(tensors[0]), tokens)
+    return Inputs([batch], [real], "given", f"the batch of {subject.name}: {size}", len(tensors[0]), tokens)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from fullrank.errors import SpecError
 from fullrank.spec.grammar import Spec, close_matches
 from fullrank.spec.quiet import transformers_or_refuse
+
+_VALIDATION = re.compile(r"^(Class v|V)alidation error for .*?: \w*Error: ")
 
 __all__ = ["first_sentence", "of_architecture", "of_checkpoint", "refusals"]
 
@@ -38,6 +41,7 @@ def refusals() -> tuple[type[Exception], ...]:
 def first_sentence(error: BaseException) -> str:
     """An error's message on one line, shortened, without its final stop."""
     message = " ".join(str(error).split()) or type(error).__name__
+    message = _VALIDATION.sub("", message)
     end = message.find(". ")
     message = message[:end] if 0 < end < 300 else message
     return (message if len(message) <= 300 else message[:299] + "…").rstrip(". ")

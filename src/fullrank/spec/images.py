@@ -18,18 +18,12 @@ from fullrank.spec.subject import Subject, first_option
 __all__ = ["ImageFiles", "expand", "read", "shape", "synthetic"]
 
 ImageFiles = str | Path | Sequence[str | Path]
+_SIDE = 224  # convolutional front ends take any size and do not say one
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def shape(subject: Subject) -> tuple[int, int, int]:
-    """Channels, height and width of the images a model takes.
-
-    Returns:
-        From its configuration.
-
-    Raises:
-        BatchError: where the configuration does not say.
-    """
+    """Channels, height and width of the images a model takes: as its configuration says, else 3 × 224 × 224."""
     channels = first_option(subject.config, "num_channels", "in_channels", "in_chans")
     size = first_option(subject.config, "image_size", "img_size", "input_size")
     if isinstance(size, dict):
@@ -37,7 +31,7 @@ def shape(subject: Subject) -> tuple[int, int, int]:
     if isinstance(size, int):
         size = (size, size)
     if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(isinstance(side, int) for side in size):
-        raise BatchError(f"{subject.name} does not say the size of its images; pass a batch from Python.")
+        size = (_SIDE, _SIDE)
     return (channels if isinstance(channels, int) else 3), size[0], size[1]
 
 

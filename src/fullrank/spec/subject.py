@@ -118,8 +118,9 @@ def modality(model: nn.Module) -> Modality:
     main = getattr(model, "main_input_name", None) if config is not None else None
     if has_both and hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
         return "multimodal"  # two towers: both are fed. A language model that may see images is fed text.
-    if main is None:
-        return "unknown"
+    towers = [name for name in ("get_audio_features", "get_video_features") if hasattr(model, name)]
+    if main is None or (towers and hasattr(model, "get_text_features")):
+        return "unknown"  # two towers of which one is fed what is not made here
     if main == "input_ids":
         return "text"
     if main.startswith("pixel_values"):

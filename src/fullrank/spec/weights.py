@@ -211,8 +211,8 @@ def initialised(config: Any, *, text: str, dtype: torch.dtype, trust_remote_code
     needed, memory = count * dtype.itemsize, _memory()
     if needed > memory:
         raise SpecError(
-            f"SPEC {text!r} has {count / 1e9:.1f}B parameters, {needed / 2**30:.0f} GiB in {dtype}, more than this "
-            f"machine's {memory / 2**30:.0f} GiB; make it smaller, as in arch:llama?num_hidden_layers=4."
+            f"SPEC {text!r} has {count / 1e9:.1f}B parameters, {needed / 2**30:.0f} GiB in {str(dtype)[6:]}, more than "
+            f"this machine's {memory / 2**30:.0f} GiB; make it smaller, as in arch:llama?num_hidden_layers=4."
         )
     try:
         with forked_rng(seed):

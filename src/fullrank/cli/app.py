@@ -1,0 +1,135 @@
+"""The commands and their options; what they do is next door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fullrank.cli.answers import answering
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fullrank",
+    help="Does a transformer's signal survive its depth, its context length and its heads?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_SPEC = (
+    "A Hugging Face hub id (bert-base-uncased), a local directory (./checkpoint), an architecture "
+    "('arch:vit?num_hidden_layers=24'), a config.json file, or python:package.module:factory."
+)
+
+Html = Annotated[Path | None, typer.Option("--html", metavar="PATH", help="Write the page to this file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+NoSpectrum = Annotated[bool, typer.Option("--no-spectrum", help="Leave out singular values, the dear part.")]
+Seed = Annotated[int, typer.Option(help="Of random weights, random inputs and starting vectors.")]
+Context = Annotated[int | None, typer.Option(metavar="N", help="Tokens per sequence. [default: 512 or the model's]")]
+Documents = Annotated[int | None, typer.Option(metavar="N", help="How many sequences. [default: 8, or all images]")]
+
+
+@app.callback(invoke_without_command=True)
+def fullrank(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Does a transformer's signal survive its depth, its context length and its heads?
+
+    Raises:
+        Exit: after printing the version.
+    """
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"fullrank {installed('fullrank')}")
+        raise typer.Exit
+
+
+@app.command()
+def examine(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
+    revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
+    context: Context = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, cut into stretches.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="One document per line, field 'text'.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Image, directory or pattern; may be repeated.")
+    ] = None,
+    documents: Documents = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="float32, bfloat16, float16 or float64. [default: the checkpoint's]"),
+    ] = None,
+    no_spectrum: NoSpectrum = False,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are only pickles.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")] = False,
+    html: Html = None,
+    json: Json = False,
+) -> None:
+    """Measure what happens inside a model now.
+
+    Nothing about the model is changed. Without --text, --data or --images a language model reads texts that ship with
+    fullrank and a vision model sees synthetic images.
+    """
+    with answering():
+        from fullrank.cli import job
+        from fullrank.cli.outputs import check_writable
+
+        check_writable(html, option="--html")
+        job.run(
+            spec,
+            job.Loading(init, revision, device, dtype, allow_pickle, trust_remote_code),
+            job.Feeding(context, documents, text, data, images),
+            seed=seed,
+            spectrum=not no_spectrum,
+            blocks=blocks,
+            html=html,
+            json=json,
+        )
+
+
+@app.command()
+def demo(
+    html: Annotated[Path, typer.Option("--html", metavar="PATH", help="Where the page goes.")] = Path("report.html"),
+    no_spectrum: NoSpectrum = False,
+    json: Json = False,
+) -> None:
+    """Examine a small pretrained sentence encoder that comes with the 'demo' extra, and write the page."""
+    with answering():
+        from fullrank.cli import job
+        from fullrank.cli.outputs import check_writable
+        from fullrank.spec import demo as packaged
+
+        check_writable(html, option="--html")
+        job.run(packaged(), job.Loading(), job.Feeding(), spectrum=not no_spectrum, html=html, json=json)
+
+
+@app.command()
+def metrics(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One metric, in full.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what each number means, what is healthy and what is collapsed."""
+    with answering():
+        from fullrank.cli import glossary
+
+        glossary.show(name, json=json)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

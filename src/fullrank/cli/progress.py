@@ -1,0 +1,55 @@
+"""What is being done and how long it will still take, on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Tell", "progress"]
+
+Tell = Callable[[str, float], None]
+"""Called with a few words and the share of the work that is done, from 0 to 1."""
+
+
+@contextmanager
+def progress(*, shown: bool) -> Iterator[Tell]:
+    """A bar that says the layer and the time left; nothing at all where standard error is no terminal.
+
+    The bar is wiped when it ends, so that only the report stays.
+
+    Args:
+        shown: False to show nothing even on a terminal.
+
+    Yields:
+        What to call when there is progress.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield lambda what, share: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None, left="")
+        began = time.monotonic()
+
+        def tell(what: str, share: float) -> None:
+            nonlocal began
+            if share <= 0:
+                began = time.monotonic()  # loading took its own time and says nothing about the rest
+                bar.update(task, description=what, total=None, left="")
+                return
+            left = (time.monotonic() - began) * (1 - share) / share
+            bar.update(task, description=what, total=1.0, completed=share, left=time_left(left))
+
+        yield tell
+
+
+def time_left(seconds: float) -> str:
+    """`about 12 s left`, `about 3 min left`."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left"
