@@ -3,6 +3,7 @@
 from fullrank.measure.attention import AttentionObserver
 
 # from fullrank.measure.spectra import SpectrumObserver
+from fullrank.measure.nulls import gaussian_nulls
 from fullrank.measure.stream import StreamObserver
 
-__all__ = ["AttentionObserver", "StreamObserver"]
+__all__ = ["AttentionObserver", "StreamObserver", "gaussian_nulls"]

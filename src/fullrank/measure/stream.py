@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from fullrank.measure.samples import Place, Samples
 from fullrank.measure.standardized import Standardized
 from fullrank.table import Row
 
-__all__ = ["StreamObserver"]
+__all__ = ["StackShape", "StreamObserver"]
 
 _POINTS = 512  # metrics of all pairs of tokens look at no more query tokens than this
 _FEW = "needs at least two real tokens in the scope"
@@ -29,6 +29,15 @@ class _Trail:
 
     first: Tensor
     previous: Tensor
+    basis: Tensor | None  # of the first state's row space; None where that may be everything
+
+
+class StackShape(NamedTuple):
+    """How much of a stack was seen: real tokens in the median sequence, width, sequences."""
+
+    tokens: int
+    width: int
+    sequences: int
 
 
 class StreamObserver:
@@ -49,6 +58,8 @@ class StreamObserver:
         self._energy = Energy()
         self._standardized = Standardized()
         self._trails: dict[str, _Trail] = {}
+        self._counts: dict[str, list[Tensor]] = {}
+        self._widths: dict[str, int] = {}
 
     def see(self, event: Event) -> None:
         """Reduce one state to its numbers."""
@@ -61,6 +72,9 @@ class StreamObserver:
         if event.stack in self._causal:
             self._see_tokens(place, X, late_tokens(real), "late")
         if (event.site, event.part) == ("stream", "out"):
+            if event.layer == 0:
+                self._counts.setdefault(event.stack, []).append(real.sum(-1))
+                self._widths[event.stack] = X.shape[-1]
             self._see_shape(place, X, real)
             self._see_change(place, X, real)
 
@@ -68,8 +82,20 @@ class StreamObserver:
         """Every number gathered so far."""
         return [*self._samples.rows(), *self._energy.rows(), *self._standardized.rows()]
 
+    @property
+    def shapes(self) -> dict[str, StackShape]:
+        """The shape of each stack's first state."""
+        found = {}
+        for stack, counts in self._counts.items():
+            count = torch.cat([one.cpu() for one in counts])
+            found[stack] = StackShape(int(count.median()), self._widths[stack], count.numel())
+        return found
+
     def merge(self, other: Self) -> None:
         """Take in the sequences that another observer saw."""
+        for stack, counts in other._counts.items():
+            self._counts.setdefault(stack, []).extend(counts)
+        self._widths |= other._widths
         self._samples.merge(other._samples)
         self._energy.merge(other._energy)
         self._standardized.merge(other._standardized)
@@ -82,7 +108,7 @@ class StreamObserver:
         residual = metrics.residual(X, mask)
         self._samples.add(place, "residual", residual, scope=scope, undefined=_FEW, note=_floor_note(residual, X.dtype))
         self._energy.add(place, X, mask, scope)
-        if place.part == "out":
+        if (place.site, place.part) == ("stream", "out"):
             self._see_ranks(place, X, mask, scope)
 
     def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
@@ -110,7 +136,8 @@ class StreamObserver:
         kept = X.clone()  # the model may add to this tensor in place
         trail = self._trails.get(place.stack)
         if place.layer == 0 or trail is None or trail.previous.shape != X.shape:
-            self._trails[place.stack] = _Trail(kept, kept)
+            smaller = bool((real.sum(-1) < X.shape[-1]).any())
+            self._trails[place.stack] = _Trail(kept, kept, metrics.row_space(X, real) if smaller else None)
             return
         self._samples.add(place, "update_share", metrics.update_share(X, trail.previous, real))
         self._samples.add(place, "neighbour_cosine", metrics.neighbour_cosine(X, trail.previous, real))
@@ -121,13 +148,16 @@ class StreamObserver:
             exact=X.shape[1] <= _POINTS,
             undefined="fewer real tokens than neighbours asked for",
         )
+        novelty = torch.full(X.shape[:1], torch.nan)
+        if trail.basis is not None:
+            novelty = metrics.span_novelty(X, trail.first, real, basis=trail.basis)
         self._samples.add(
             place,
             "span_novelty",
-            metrics.span_novelty(X, trail.first, real),
+            novelty,
             undefined="as many tokens as features: the row space of the first state is everything",
         )
-        self._trails[place.stack] = _Trail(trail.first, kept)
+        self._trails[place.stack] = _Trail(trail.first, kept, trail.basis)
 
 
 def _floor_note(residual: Tensor, dtype: torch.dtype) -> str:

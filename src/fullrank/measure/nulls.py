@@ -1,0 +1,45 @@
+"""What the same observer sees in isotropic Gaussian tokens of the same shape: the line a profile is read against."""
+
+from __future__ import annotations
+
+import torch
+
+from fullrank import metrics
+from fullrank.capture.events import StreamState
+from fullrank.measure.stream import StackShape, StreamObserver
+
+__all__ = ["gaussian_nulls"]
+
+_SIMULATED_TOKENS = 8192  # sequences beyond this many tokens add nothing to the means of single sequences
+
+
+def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> dict[str, float]:
+    """The null of every stream metric, for the tokens of the headline scope.
+
+    Two independent Gaussian states are shown to a `StreamObserver` as the states before and after a block, so that each
+    number is taken exactly as it is taken from a model; the energy shares, which depend on how many sequences there
+    are, are in closed form.
+
+    Args:
+        shape: tokens per sequence, width and sequences of the stack.
+        causal: whether the headline is over late tokens, half of them.
+        seed: of the draw.
+
+    Returns:
+        Metric to value.
+    """
+    tokens = (shape.tokens + 1) // 2 if causal else shape.tokens
+    if tokens < 2:
+        return {}
+    sequences = max(2, min(shape.sequences, _SIMULATED_TOKENS // tokens))
+    generator = torch.Generator().manual_seed(seed)
+    observer = StreamObserver()
+    for layer in range(2):
+        X = torch.randn(sequences, tokens, shape.width, generator=generator)
+        observer.see(StreamState("null", layer, "stream", "out", "", X))
+    found = {row.metric: row.value for row in observer.rows() if row.scope == "all" and row.value is not None}
+    for metric in ("shared_energy", "sequence_energy", "token_energy"):
+        found[metric] = metrics.null_value(metric, tokens=tokens, width=shape.width, sequences=max(shape.sequences, 1))[
+            0
+        ]
+    return found
