@@ -98,6 +98,7 @@ class AttentionOperator:
                 raise ShapeError("key is missing; pass AttentionOperator(query, key) or AttentionOperator(scores).")
             scores = Scores(scores, key, scale=scale, mask=mask, bias=bias, softcap=softcap, sink=sink)
         self.scores = scores
+        self._known: tuple[Tensor, Tensor] | None = None  # log-sum-exp of rows, sums of columns
 
     @property
     def shape(self) -> Shape:
@@ -121,7 +122,10 @@ class AttentionOperator:
 
     def select(self, batch: slice, heads: slice) -> "AttentionOperator":
         """The map of some sequences and heads; keys are copied only where heads of two key groups are cut."""
-        return AttentionOperator(self.scores.select(batch, heads))
+        part = AttentionOperator(self.scores.select(batch, heads))
+        if self._known is not None:
+            part._known = (self._known[0][batch, heads], self._known[1][batch, heads])
+        return part
 
     def rows(self, queries: slice) -> Float[Tensor, "batch heads q keys"]:
         """A range of rows of A, materialised."""
@@ -137,12 +141,18 @@ class AttentionOperator:
         return apply(self.scores, V)
 
     def rmatmat(self, U: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Aᵀ U, for U of (batch, heads, queries, columns)."""
-        return apply_transposed(self.scores, U)
+        """Aᵀ U, for U of (batch, heads, queries, columns); several times faster once a summary has been taken."""
+        return apply_transposed(self.scores, U, known=self._known)
 
     def summary(self, *, groups: Bool[Tensor, "groups batch queries"] | None = None) -> Summary:
         """Statistics of every row and the mean row of each group of rows, in one pass."""
-        return summarise(self.scores, groups)
+        everything = torch.ones(1, self.shape[0], self.shape[2], dtype=torch.bool, device=self.device)
+        member = everything if groups is None else torch.cat([everything, groups.to(self.device)])
+        found = summarise(self.scores, member)
+        mean = found.column_mean
+        rows = (found.visible > 0).sum(-1)[..., None]
+        self._known = (found.log_sum_exp, torch.where(rows > 0, mean[0] * rows, 0))
+        return found if groups is None else replace(found, column_mean=mean[1:])
 
     def visible_count(self) -> Int[Tensor, "#batch #heads queries"]:
         """How many keys each query sees."""
