@@ -73,7 +73,17 @@ def report(
         if layer:
             value = None if layer < 3 else 0.2 + 0.5 * depth
             rows.append(
-                Row(stack, layer, "stream", "out", "span_novelty", value, n=8, source=source, note="" if value else REASON)
+                Row(
+                    stack,
+                    layer,
+                    "stream",
+                    "out",
+                    "span_novelty",
+                    value,
+                    n=8,
+                    source=source,
+                    note="" if value else REASON,
+                )
             )
     sharp = {(layer, head): draw.betavariate(4, 1.6) for layer in range(1, layers + 1) for head in range(heads)}
     for (layer, head), s in sharp.items():
@@ -82,9 +92,11 @@ def report(
                 value = None if metric == "attention_s2" and layer == 5 and head == 3 else curve(s)
                 rows.append(
                     Row(stack, layer, "attention", "self", metric, value, head=head, scope=scope, stderr=0.01, n=8,
-                        source=source, exact=metric != "attention_s2", note="" if value is not None else "did not converge")
+                        source=source, exact=metric != "attention_s2", note="" if value else "did not converge")
                 )  # fmt: skip
-    kept = tuple(_spectrum(stack, layer, head, s, tokens, draw) for (layer, head), s in sharp.items()) if spectra else ()
+    kept = (
+        tuple(_spectrum(stack, layer, head, s, tokens, draw) for (layer, head), s in sharp.items()) if spectra else ()
+    )
     about = {
         "model": model,
         "architecture": "BertModel",
@@ -108,7 +120,9 @@ def report(
 def _spectrum(stack, layer, head, s, tokens, draw):
     Y_2 = 1 / tokens + 0.25 * (1 - s) ** 2 + 0.002
     edge = 2 * math.sqrt(Y_2 - 1 / tokens)
-    null = sorted([1.0 + 0.3 * (1 - s), *(edge * q * (1 + 0.01 * draw.gauss(0, 1)) for q in quarter_circle(tokens - 1))])
+    null = sorted(
+        [1.0 + 0.3 * (1 - s), *(edge * q * (1 + 0.01 * draw.gauss(0, 1)) for q in quarter_circle(tokens - 1))]
+    )
     tail = [0.9 * edge * q for q in quarter_circle(tokens - 1)]
     lifted = [value + (1 - s) * 0.9 * math.exp(-rank / 4) for rank, value in enumerate(tail)]
     values = sorted([1.0 + 0.5 * (1 - s), *lifted])

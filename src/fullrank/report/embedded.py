@@ -44,6 +44,9 @@ def script_safe(content: Any) -> str:
 
     `<`, `>`, `&` and the two line separators that JavaScript and JSON disagree on are written as escapes; in JSON they
     can only stand in strings, where the escape means the same.
+
+    Returns:
+        The text.
     """
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -52,9 +55,7 @@ def script_safe(content: Any) -> str:
 
 
 def _profiles(series: Sequence[Series]) -> dict[str, Any]:
-    keys = dict.fromkeys(
-        (row.metric, row.stack, row.scope) for one in series for row in one.rows if row.head is None
-    )
+    keys = dict.fromkeys((row.metric, row.stack, row.scope) for one in series for row in one.rows if row.head is None)
     figures = [
         {"metric": metric, "place": stack, "scope": scope, "figure": profile(series, metric, scope=scope, stack=stack)}
         for metric, stack, scope in keys
@@ -100,9 +101,18 @@ def _spectra(series: Sequence[Series]) -> list[dict[str, Any]]:
         for spectrum in one.spectra:
             groups.setdefault(spectrum.key, []).append((one, spectrum))
     return [
-        {"place": f"{stack} · {part}", "layer": layer, "head": head, "figure": sketch(found)}
+        {"place": f"{stack} · {part}", "layer": layer, "head": head, "figure": _rounded(sketch(found))}
         for (stack, layer, part, head), found in groups.items()
     ]
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits are more than a screen shows; the exact values are in the JSON report."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _table(reports: Sequence[Report], labels: Sequence[str]) -> dict[str, Any]:
@@ -111,7 +121,7 @@ def _table(reports: Sequence[Report], labels: Sequence[str]) -> dict[str, Any]:
     names = [*(("report",) if len(reports) > 1 else ()), *COLUMNS, "note"]
     columns = []
     for name in names:
-        values = [label if name == "report" else getattr(row, name) for label, row in rows]
+        values: list[Any] = [label if name == "report" else getattr(row, name) for label, row in rows]
         if name in ("layer", "head", "n"):
             columns.append({"name": name, "values": values})
         elif name in ("value", "stderr"):

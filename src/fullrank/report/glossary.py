@@ -30,10 +30,8 @@ class Term:
 
 def term(metric: str) -> Term:
     """The vocabulary's entry; for a name it does not have, the name alone (reports outlive vocabularies)."""
-    try:
-        from fullrank.metrics import VOCABULARY
-    except ImportError:
-        VOCABULARY = {}
+    from fullrank.metrics import VOCABULARY
+
     entry = VOCABULARY.get(metric)
     if entry is None:
         return Term(metric)

@@ -22,7 +22,7 @@ _CHOICE: tuple[tuple[str, str, Reduced, bool], ...] = (
     ("centered_effective_rank", "centred effective rank", "value", False),
     ("update_share", "update share", "value", False),
     ("normalized_entropy", "norm. entropy", "mean", True),
-    ("sink_mass", "largest sink", "max", True),
+    ("sink_mass", "sink mass", "max", True),
     ("outlier_share", "outlier share", "mean", True),
 )
 _INSTEAD = {"centered_effective_rank": "centered_stable_rank"}
@@ -50,12 +50,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A headline metric: its name, a short heading and how heads were put together."""
+    """A headline metric: name, short heading, how heads were put together, scope, and whether its bars end at 1."""
 
     metric: str
     heading: str
     reduced: Reduced
     scope: str
+    unit: bool
 
     @property
     def caption(self) -> str:
@@ -71,6 +72,10 @@ class Headlines:
     title: str
     columns: tuple[Column, ...]
     lines: tuple[tuple[int, tuple[Cell, ...]], ...]
+
+    def pairs(self, cells: tuple[Cell, ...]) -> list[tuple[Column, Cell]]:
+        """A line's cells with their columns."""
+        return list(zip(self.columns, cells, strict=True))
 
     @property
     def has_floor(self) -> bool:
@@ -106,7 +111,7 @@ def _table(title: str, rows: Sequence[Row]) -> Headlines:
         of_metric = [row for row in rows if row.metric == metric]
         scope = headline({row.scope for row in of_metric})
         of_metric = [row for row in of_metric if row.scope == scope]
-        columns.append(Column(metric, heading, reduced, scope))
+        columns.append(Column(metric, heading, reduced, scope, unit))
         cells.append(_cells(of_metric, reduced, floor if metric in _OF_DIFFERENCES else frozenset(), unit=unit))
     layers = sorted({layer for column in cells for layer in column})
     lines = tuple((layer, tuple(column.get(layer, Cell()) for column in cells)) for layer in layers)

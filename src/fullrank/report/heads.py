@@ -183,14 +183,15 @@ def _difference(grid: Grid, other: Grid, panel: int, bar: Spec) -> tuple[Spec, f
         "ygap": 1.5,
         "xaxis": axis_name("x", panel),
         "yaxis": axis_name("y", panel),
-        "hovertemplate": "<b>layer %{y}, head %{x}: %{z:+.3g}</b><br>%{customdata[0]} → %{customdata[1]}<extra></extra>",
+        "hovertemplate": "<b>layer %{y}, head %{x}: %{z:+.3g}</b>"
+        "<br>%{customdata[0]} → %{customdata[1]}<extra></extra>",
     }
     return trace, largest
 
 
 def _axes(layout: Spec, grid: Grid, panel: int, domain: tuple[float, float]) -> None:
     layers, columns = _cells(grid)
-    bare = {"showgrid": False, "showline": False, "ticks": "", "zeroline": False}
+    bare = {"showgrid": False, "showline": False, "ticks": "", "zeroline": False, "ticklabelstandoff": 5}
     layout[axis_key("x", panel)] = (
         layer_axis(columns)
         | bare

@@ -22,6 +22,9 @@ def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
     """One HTML document: styles, scripts and data inside, nothing asked of the network.
 
     A content security policy forbids every request, so that this holds whatever the drawing library would do.
+
+    Returns:
+        The document.
     """
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -30,14 +33,16 @@ def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
     data = embedded(reports, labels, series)
     return _render(
         "page.html",
-        title=" and ".join(label or str(report.about.get("model") or "report") for report, label in _pairs(reports, labels)),
+        title=" and ".join(
+            label or str(report.about.get("model") or "report") for report, label in _pairs(reports, labels)
+        ),
         reports=_overviews(reports, labels),
         terms=[term(metric) for metric in data["terms"]],
         data=data,
-        css=Markup(_text("page.css")),  # noqa: S704 — files of this package
-        script=Markup(_text("page.js")),  # noqa: S704
-        plotly=Markup(get_plotlyjs()),  # noqa: S704
-        json=Markup(script_safe(data)),  # noqa: S704 — escaped by script_safe
+        css=Markup(_text("page.css")),
+        script=Markup("\n".join(map(_text, ("figures.js", "sheet.js", "definitions.js", "tabs.js")))),
+        plotly=Markup(get_plotlyjs()),
+        json=Markup(script_safe(data)),
     )
 
 

@@ -43,7 +43,14 @@ def profile(
 ) -> Spec:
     """Value against layer. `mid` stands half a layer before its block's output, where it is in the model.
 
-    Several series are told apart by colour, places by mark and dash; of one series the places have colours too.
+    Several series are told apart by colour, places by mark and dash; of one series the places have colours too. Of
+    several, only block outputs are shown at first; a click on its name in the legend adds another place.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TableError: where no series has the metric at that place.
     """
     words = term(metric)
     found = {one.label: _chosen(one, metric, scope, stack, site, part, source) for one in series}
@@ -78,6 +85,8 @@ def profile(
                 colour = COLOURS[(index if len(series) > 1 else position) % len(COLOURS)]
                 trace = _trace(rows, place, position, one.label, colour, meaning(words))
                 trace |= {"xaxis": axis_name("x", panel), "yaxis": axis_name("y", panel)}
+                if len(series) > 1 and place != ("stream", "out") and ("stream", "out") in places:
+                    trace["visible"] = "legendonly"  # a click on its name shows it
                 data.append(trace | {"showlegend": panel == 0})
         _draw_null(layout, [one.null(name, metric) for one in series], panel, logarithmic)
     layout["meta"] = {"missing": _missing(everything, labelled=len(series) > 1)}

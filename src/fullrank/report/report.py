@@ -32,8 +32,8 @@ class Report:
     Attributes:
         rows: one row per number.
         about: what was examined, on what and how: model, architecture, parameters, fresh, stacks, input, dtype, device,
-            seed, notes, versions, created, seconds; JSON's own types, every key optional. `nulls` may hold, by stack and
-            metric, what isotropic Gaussian tokens of that shape give.
+            seed, notes, versions, created, seconds; JSON's own types, every key optional. `nulls` may hold, by stack
+            and metric, what isotropic Gaussian tokens of that shape give.
         spectra: singular values of attention maps, for the heads where they were kept.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fullrank.errors import TableError
 from fullrank.report.series import Series
 from fullrank.report.spectrum import HeadSpectrum, quarter_circle
-from fullrank.report.style import ACCENT, COLOURS, MUTED, Spec, caption, drawable, escaped
+from fullrank.report.style import ACCENT, COLOURS, MUTED, Spec, drawable, escaped
 from fullrank.report.wording import number
 
 __all__ = ["scree", "sketch"]
@@ -64,8 +64,9 @@ def sketch(found: Sequence[tuple[Series, HeadSpectrum]], *, logarithmic: bool = 
     layout: Spec = {
         "height": 430,
         "showlegend": True,
-        "annotations": [caption(said, 0, y=1, shift=30)],
-        "margin": {"l": 60, "r": 24, "t": 72, "b": 52},
+        "title": {"text": escaped(said), "font": {"size": 12, "color": MUTED}, "x": 0, "xref": "paper", "y": 0.985},
+        "margin": {"l": 60, "r": 24, "t": 84, "b": 52},
+        "meta": {"said": said},
         "xaxis": {"title": {"text": f"rank fraction (of {first.tokens} singular values)"}, "range": [-0.02, 1.02]},
         "yaxis": {"title": {"text": "singular value of A"}, "type": "log" if logarithmic else "linear"},
     }
@@ -89,20 +90,19 @@ def _summary(spectrum: HeadSpectrum) -> str:
 
 def _traces(spectrum: HeadSpectrum, label: str, colour: str, *, bidirectional: bool) -> list[Spec]:
     T = spectrum.tokens
-    named = [f"{label} · "] if label else [""]
-    prefix = escaped(named[0])
+    prefix = escaped(f"{label} · " if label else "")
     traces: list[Spec] = []
     if spectrum.null is not None:
         traces.append(
             _curve(spectrum.null, T)
-            | {"mode": "lines", "line": {"color": "#9a9a93", "width": 5}, "opacity": 0.55}
-            | {"name": f"{prefix}each row's visible entries permuted"}
+            | {"mode": "lines", "line": {"color": colour if label else "#9a9a93", "width": 5}, "opacity": 0.3}
+            | {"name": f"{prefix}permuted rows"}
             | {"hovertemplate": "permuted rows: %{y:.3g} at rank %{customdata}<extra></extra>"}
         )
     edge = spectrum.edge
     if not math.isnan(edge) and edge > 0 and T > 1:
         step = (T - 1) / _CURVE / T
-        name = f"random bulk: quarter circle, edge {number(edge)}" + ("" if bidirectional else " (if every key were visible)")
+        name = f"random bulk, edge {number(edge)}" + ("" if bidirectional else " (were all keys visible)")
         traces.append(
             {
                 "type": "scatter",
@@ -117,7 +117,7 @@ def _traces(spectrum: HeadSpectrum, label: str, colour: str, *, bidirectional: b
     traces.append(
         _curve(spectrum.values, T)
         | {"mode": "markers", "marker": {"color": colour, "size": 5 if T > 64 else 7}}
-        | {"name": f"{prefix}measured"}
+        | {"name": f"{prefix}measured", "legendrank": 1}
         | {"hovertemplate": f"<b>%{{y:.4g}}</b> at rank %{{customdata}}<extra>{escaped(label)}</extra>"}
     )
     return traces

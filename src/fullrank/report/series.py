@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fullrank.errors import TableError
 from fullrank.report.spectrum import HeadSpectrum
-from fullrank.table import Row, Table, headline
+from fullrank.table import Row, headline
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
@@ -61,7 +61,7 @@ def series_of(reports: Sequence[Report], labels: Sequence[str]) -> tuple[Series,
 
 
 def default_labels(reports: Sequence[Report]) -> tuple[str, ...]:
-    """What tells reports apart: the models' names, else their sources, else 1, 2, …"""
+    """What tells reports apart: the models' names, else their sources, else their place, from 1."""
     names = [str(report.about.get("model") or "") for report in reports]
     sources = [", ".join(dict.fromkeys(row.source for row in report.rows)) for report in reports]
     for labels in (names, sources, [f"{n} · {s}" for n, s in zip(names, sources, strict=True)]):

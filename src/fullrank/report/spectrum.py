@@ -68,6 +68,12 @@ def quarter_circle(count: int) -> tuple[float, ...]:
 
     The density is p(s) = (4/π)√(1 − s²) on [0, 1] with distribution F(s) = (2/π)(s√(1 − s²) + arcsin s); the k-th of
     `count` values (from 0) solves F(s) = 1 − (k + ½)/count, here by bisection to 2⁻⁵⁰.
+
+    Args:
+        count: how many values.
+
+    Returns:
+        The quantiles, in (0, 1).
     """
     return tuple(_quantile(1 - (k + 0.5) / count) for k in range(count))
 

@@ -21,7 +21,7 @@ INK, MUTED, RULE, PAPER = "#22262a", "#6b7278", "#e3e2dc", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's, strongest first."""
 ACCENT = COLOURS[1]
-SEQUENTIAL = [[0, "#f7f5ee"], [0.25, "#cfdfe6"], [0.5, "#8db8cf"], [0.75, "#3f80ab"], [1, "#123f66"]]
+SEQUENTIAL = [[0, "#f7f5ee"], [0.3, "#d5e3ea"], [0.55, "#a6cadc"], [0.75, "#4f90ba"], [1, "#123f66"]]
 DIVERGING = [[0, "#b04a00"], [0.25, "#e5ab7d"], [0.5, "#f6f5f1"], [0.75, "#8db8cf"], [1, "#10508a"]]
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 
@@ -61,7 +61,7 @@ TEMPLATE: Spec = {
 
 
 def escaped(text: str) -> str:
-    """Text as Plotly shows it: it reads a little HTML and %{…} in titles, names and hovers, which a name must not use."""
+    """Text for Plotly, which reads a little HTML and %{…} in titles, names and hovers: a name must not use them."""
     return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fullrank.report.headlines import Cell, Column, Headlines, headlines
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["bar", "render"]
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_SHORT = {
-    "centred stable rank": "stable rank",
-    "centred effective rank": "eff. rank",
-    "token energy": "token energy",
-    "norm. entropy": "norm. entropy",
-}
 _MOST_NOTES = 8
 
 
@@ -44,10 +39,13 @@ def render(
                 if one.label:
                     title.append(f"  {one.label}", style="dim")
                 yield title
-                yield _grid(table, width=width, ascii_only=ascii_only)
+                for part in _fitting(table, width):
+                    yield _grid(part, width=width, ascii_only=ascii_only)
                 floor = floor or table.has_floor
         if floor:
-            yield Text(f"{_floor(ascii_only)} made of rounding: the tokens differ by no more than the float floor", style="dim")
+            yield Text(
+                f"{_floor(ascii_only)} made of rounding: the tokens differ by no more than the float floor", style="dim"
+            )
         yield from _notes(report, ascii_only=ascii_only)
     yield from _next(reports)
 
@@ -61,40 +59,74 @@ def bar(share: float, width: int, *, ascii_only: bool = False) -> str:
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
-def _header(report: Report, label: str) -> Iterator[Text]:
+def _header(report: Report, label: str) -> Iterator[RenderableType]:
+    from rich.table import Table as Grid
     from rich.text import Text
 
     facts = examined(report.about)
     if label:
         yield Text(label, style="bold underline")
-    pad = max((len(name) for name, _ in facts), default=0) + 2
+    grid = Grid.grid(padding=(0, 2, 0, 0))
     for name, words in facts:
-        if name == "created":
-            continue
-        line = Text(name.ljust(pad), style="dim")
-        line.append(words, style="bold" if name == "model" else "not dim")
-        yield line
+        if name != "created":
+            grid.add_row(Text(name, style="dim"), Text(words, style="bold" if name == "model" else ""))
+    yield grid
 
 
 def _grid(table: Headlines, *, width: int, ascii_only: bool) -> Grid:
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
     from rich.text import Text
 
-    room = (width - 8) // max(len(table.columns), 1) - 2  # what a column has beside its padding
-    bars = min(6, room - 7)
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim", safe_box=True)
+    headings = [_heading(column) for column in table.columns]
+    bars = _bars(table, width)
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
-    for column in table.columns:
-        grid.add_column(Text(_heading(column)), justify="left", vertical="bottom", overflow="fold")
+    for heading in headings:
+        grid.add_column(Text(heading), no_wrap=True, vertical="bottom")
     for layer, cells in table.lines:
         grid.add_row(str(layer), *(_cell(cell, bars, ascii_only=ascii_only) for cell in cells))
     return grid
 
 
 def _heading(column: Column) -> str:
-    heading = _SHORT.get(column.heading, column.heading)
-    return f"{heading}\n{column.caption}" if column.caption else heading
+    """One word a line, so that a column is no wider than its numbers need."""
+    said = {"value": (), "mean": ("(mean)",), "max": ("(largest)",)}[column.reduced]
+    scope = () if column.scope == "all" else (column.scope,)
+    return "\n".join((*column.heading.split(), *said, *scope))
+
+
+def _bars(table: Headlines, width: int) -> int:
+    """How many characters every bar can have so that the whole line fits."""
+    fits = (bars for bars in range(6, 1, -1) if len("layer") + sum(_widths(table, bars)) <= width)
+    return next(fits, 0)
+
+
+def _widths(table: Headlines, bars: int) -> list[int]:
+    """Characters per column, the space before it included."""
+    widths = []
+    for index, column in enumerate(table.columns):
+        texts = [len(cells[index].text) + cells[index].floor for _, cells in table.lines]
+        words = [len(word) for word in _heading(column).split()]
+        widths.append(2 + max(max(texts) + (bars + 1 if bars else 0), *words))
+    return widths
+
+
+def _fitting(table: Headlines, width: int) -> Iterator[Headlines]:
+    """The table, or where even its bare numbers are too wide, its columns in several tables."""
+    taken: list[int] = []
+    room = width - len("layer")
+    for index, wide in enumerate(_widths(table, 0)):
+        if taken and wide > room:
+            yield _part(table, taken)
+            taken, room = [], width - len("layer")
+        taken.append(index)
+        room -= wide
+    yield _part(table, taken)
+
+
+def _part(table: Headlines, taken: list[int]) -> Headlines:
+    lines = tuple((layer, tuple(cells[index] for index in taken)) for layer, cells in table.lines)
+    return replace(table, columns=tuple(table.columns[index] for index in taken), lines=lines)
 
 
 def _cell(cell: Cell, bars: int, *, ascii_only: bool) -> Text:
@@ -104,7 +136,7 @@ def _cell(cell: Cell, bars: int, *, ascii_only: bool) -> Text:
     if ascii_only:
         words = words.replace("–", "-").replace("−", "-").replace("∞", "inf")
     text = Text(no_wrap=True)
-    if bars >= 2 and words:
+    if bars and words:
         drawn = " " * bars if cell.share is None else bar(cell.share, bars, ascii_only=ascii_only)
         text.append(drawn + " ", style="blue")
     text.append(words, style="dim" if cell.share is None else "")
@@ -117,7 +149,8 @@ def _floor(ascii_only: bool) -> str:
     return "_" if ascii_only else "⌊"
 
 
-def _notes(report: Report, *, ascii_only: bool) -> Iterator[Text]:
+def _notes(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
+    from rich.table import Table as Grid
     from rich.text import Text
 
     said = [str(note) for note in report.about.get("notes") or []]
@@ -125,24 +158,25 @@ def _notes(report: Report, *, ascii_only: bool) -> Iterator[Text]:
     if not said:
         return
     yield Text("\nnotes", style="bold")
+    notes = Grid.grid(padding=(0, 1, 0, 0))
     for note in said[:_MOST_NOTES]:
-        line = Text("- " if ascii_only else "· ", style="dim")
-        line.append(note, style="not dim")
-        yield line
+        notes.add_row("-" if ascii_only else "·", Text(note))
+    yield notes
     if len(said) > _MOST_NOTES:
         yield Text(f"  and {len(said) - _MOST_NOTES} more, in the saved report and in report.notes", style="dim")
 
 
-def _next(reports: Sequence[Report]) -> Iterator[Text]:
+def _next(reports: Sequence[Report]) -> Iterator[RenderableType]:
+    from rich.table import Table as Grid
     from rich.text import Text
 
     rows = sum(len(report.rows) for report in reports)
     yield Text("\nnext", style="bold")
+    grid = Grid.grid(padding=(0, 2, 0, 0))
     for command, words in (
         ("fullrank metrics", "what each number means, what is healthy and what is collapsed"),
         ("--html report.html", f"all {rows:,} numbers: profiles, every head, singular values"),
         ("--json report.json", "the same for programs; Report.load reads it back"),
     ):
-        line = Text(f"  {command:<20}")
-        line.append(words, style="dim")
-        yield line
+        grid.add_row(Text(command), Text(words, style="dim"))
+    yield grid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from fullrank.table import Row, Table
@@ -14,7 +15,7 @@ MISSING = "–"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; – where there is none."""
+    """Three significant digits, three decimals below 1; – where there is none."""
     if value is None or math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -51,12 +52,12 @@ def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was examined, as (label, words); only what the description says."""
     facts = [
         ("model", _model(about)),
-        ("weights", {True: "freshly initialised", False: "as loaded"}.get(about.get("fresh"), "")),
+        ("weights", _weights(about.get("fresh"))),
         *((f"stack {stack.get('name', '')}".strip(), _stack(stack)) for stack in about.get("stacks") or []),
         ("input", _input(about.get("input") or {})),
         ("run", _run(about)),
         ("versions", ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())),
-        ("created", str(about.get("created") or "")),
+        ("created", _moment(str(about.get("created") or ""))),
     ]
     return [(label, words) for label, words in facts if words]
 
@@ -68,6 +69,10 @@ def row_notes(rows: Table) -> list[tuple[str, str]]:
         if row.note:
             said.setdefault(row.note, {})[row.metric] = None
     return [(note, ", ".join(metrics)) for note, metrics in said.items()]
+
+
+def _weights(fresh: Any) -> str:
+    return "" if fresh is None else "freshly initialised" if fresh else "as loaded"
 
 
 def _model(about: Mapping[str, Any]) -> str:
@@ -108,6 +113,15 @@ def _run(about: Mapping[str, Any]) -> str:
     if about.get("seconds") is not None:
         said.append(f"{float(about['seconds']):.1f} s")
     return ", ".join(said)
+
+
+def _moment(iso: str) -> str:
+    """`2026-11-22T04:00:00+00:00` to the minute."""
+    try:
+        moment = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".strip()
 
 
 def _count(count: float) -> str:
