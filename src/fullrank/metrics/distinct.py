@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fullrank.metrics.accumulate import accumulate, real_tokens
+from fullrank.metrics.accumulate import real_tokens
 
 __all__ = ["distinct_at_dtype", "row_space", "span_novelty"]
 
@@ -27,16 +27,16 @@ def distinct_at_dtype(
     rows = bits.reshape(math.prod(batch), tokens, width)
     reals = None if mask is None else mask.reshape(math.prod(batch), tokens)
     shares = [_distinct(rows[b] if reals is None else rows[b][reals[b]]) for b in range(rows.shape[0])]
-    found = torch.stack(shares) if shares else torch.empty(0, device=X.device)
-    return accumulate(found.reshape(batch))
+    found = torch.stack(shares) if shares else torch.empty(0, dtype=torch.float64, device=X.device)
+    return found.reshape(batch)
 
 
 def _distinct(rows: Tensor) -> Tensor:
     T = rows.shape[0]
     if T < 2:
-        return torch.full((), torch.nan, device=rows.device)
+        return torch.full((), torch.nan, dtype=torch.float64, device=rows.device)
     _, sizes = torch.unique(rows, dim=0, return_counts=True)
-    same: Tensor = (sizes * (sizes - 1)).sum()
+    same: Tensor = (sizes * (sizes - 1)).sum().double()
     return 1 - same / (T * (T - 1))
 
 
@@ -47,8 +47,8 @@ def row_space(
 
     The dear half of `span_novelty`: build it once for the input, use it at every layer.
     """
-    eps = torch.finfo(X_0.dtype).eps
     X, real = real_tokens(X_0, mask)
+    eps = torch.finfo(X.dtype).eps  # of the arithmetic: the rows span what they span, however coarse their dtype
     X = X.double()
     finite = X.isfinite().all(-1).all(-1)
     _, sigma, Vh = torch.linalg.svd(torch.where(finite[..., None, None], X, 0), full_matrices=False)

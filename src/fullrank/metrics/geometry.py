@@ -101,7 +101,7 @@ def intrinsic_dimension(
     X, real = real_tokens(X, mask)
     clouds = zip(X.reshape(-1, *X.shape[-2:]), real.reshape(-1, X.shape[-2]), strict=True)
     found = [_dimension(torch.unique(cloud[kept], dim=0), scale, points, seed) for cloud, kept in clouds]
-    return torch.stack(found).reshape(X.shape[:-2])
+    return torch.stack([*found, X.new_zeros((), dtype=torch.float64)])[:-1].reshape(X.shape[:-2])
 
 
 def _dimension(cloud: Tensor, scale: int, points: int | None, seed: int) -> Tensor:

@@ -105,7 +105,7 @@ def null_value(
             values = _TWO_STATES[metric](X, torch.randn(X.shape, generator=generator))
         found.append(values.double().mean())
     mean, stderr = _mean_and_stderr(torch.stack(found))
-    return float(mean), float(stderr)
+    return float(mean), float(stderr) if math.isfinite(mean) else 0.0
 
 
 _OF_A_MAP: dict[str, Callable[..., Tensor]] = {

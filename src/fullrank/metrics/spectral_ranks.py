@@ -83,8 +83,9 @@ def _participation_ratio(sigma: Tensor) -> Tensor:
 
 
 def _numerical_rank(sigma: Tensor, tokens: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    threshold = sigma[..., 0] * tokens.clamp(min=width) * torch.finfo(dtype).eps
-    return _count(sigma, sigma > threshold[..., None], tokens)
+    relative = tokens.clamp(min=width) * torch.finfo(dtype).eps
+    rank = _count(sigma, sigma > (sigma[..., 0] * relative)[..., None], tokens)
+    return torch.where(relative < 1, rank, torch.nan)
 
 
 def _soft_rank(sigma: Tensor, tokens: Tensor, width: int, tau: float) -> Tensor:
@@ -194,7 +195,8 @@ def numerical_rank(
 ) -> Float[Tensor, "*batch"]:
     """#{σ > σ₁ · max(T, d) · ε}, ε that of the dtype X came in.
 
-    Range [0, min(T, d)]; null min(T, d). It stays full through a collapse: never the sole ground of a verdict.
+    Range [0, min(T, d)]; null min(T, d). It stays full through a collapse: never the sole ground of a verdict. NaN where
+    max(T, d) ε ≥ 1 (bfloat16 from 128 channels on, float16 from 1024): no value could pass.
     """
     return _of(X, mask, "numerical_rank", centered=False)
 

@@ -71,6 +71,7 @@ _SPECTRA = (
         null="1",
         source="mind_the_gap (2410.07799); permuted null",
         cost=_SPECTRUM_COST,
+        invariances=frozenset[Invariance](),  # exact only up to the draw of the null
     ),
     _map(
         "attention_stable_rank",
