@@ -23,8 +23,8 @@ def overriding(model: nn.Module, tap: Tap) -> Iterator[None]:
     """Inside, attention functions that this model's modules get from a dispatch table report to the tap.
 
     The function under each key in use is replaced by one that calls it: under a new name the model would lose its
-    mask. The tables are process-wide, so calls of other models' modules pass through. Entries found in a table's local map are
-    put back, others deleted.
+    mask. The tables are process-wide, so calls of other models' modules pass through. Entries found in a table's
+    local map are put back, others deleted.
 
     Args:
         model: the model that is looked at.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +35,7 @@ class Marks:
         bits |= self.of(tensor)
         key = id(tensor)
         if bits:
-            self._bits[key] = (weakref.ref(tensor, lambda dead, key=key: self._forget(key, dead)), bits)
+            self._bits[key] = (weakref.ref(tensor, partial(self._forget, key)), bits)
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """What a function returns has the sources of all it was given; so has what it wrote into."""

@@ -33,8 +33,8 @@ class Recorder:
     """Inside its `with` block, any forward of the model feeds the observers.
 
     Outputs of the model stay the same bit for bit: it runs its own kernels, in the same order. On leaving, hooks,
-    dispatch tables, the fast-path flag and the compiler's stance are as they were, whatever happened inside. Parameters,
-    training flags and random state are not touched (to look in evaluation mode, enter `undisturbed` first).
+    dispatch tables, the fast-path flag and the compiler's stance are as they were, whatever happened inside.
+    Parameters, training flags and random state are not touched (to look in evaluation mode, enter `undisturbed` first).
 
     Args:
         model: the model.
@@ -125,7 +125,8 @@ class Recorder:
         missing = [path for path in stack_of if path not in modules]
         if missing:
             raise ModelError(f"anatomy names {missing[0]!r}, which this {type(self.model).__name__} does not have.")
-        put_back.enter_context(reference_path(self.model, notes := []))
+        notes: list[str] = []
+        put_back.enter_context(reference_path(self.model, notes))
         self.notes.extend(note for note in notes if note not in self.notes)
         put_back.callback(self.model.register_forward_pre_hook(lambda *_: self._begin()).remove)
         deep = bool(self._needs & {"mid", "read", "attention"})

@@ -206,7 +206,7 @@ class Scene:
         self._emit("attention", event)
 
     def _crosses(self, call: KernelCall) -> bool:
-        # the values do not come from the block's own stream: from another one, or from the cache of a module that says so
+        # values not made of the block's own stream come from another one, or from the cache of a module that says so
         return bool(call.sources) or any(getattr(m, "is_cross_attention", False) is True for _, m in self.modules[-2:])
 
     def _heads(self, block: _Block) -> int | None:
@@ -218,7 +218,7 @@ class Scene:
             if len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
                 name = self._anatomy.stacks[block.stack].name
                 self._note(
-                    f"a softmax in the blocks of {name} is not multiplied with values as a plain product: it is not reported."
+                    f"a softmax in the blocks of {name} is not multiplied with values as a plain product: not reported."
                 )
 
     # ------------------------------------------------------------ padding

@@ -26,8 +26,8 @@ __all__ = ["survey"]
 def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = None) -> Anatomy:
     """Run one forward and find the stacks of blocks in it.
 
-    Nothing is asked of names or classes: blocks are the children of module lists or sequences that hand the stream on to
-    each other, in the order they are called; a shared block that is called n times is n layers.
+    Nothing is asked of names or classes: blocks are the children of module lists or sequences that hand the stream on
+    to each other, in the order they are called; a shared block that is called n times is n layers.
 
     Args:
         model: the model that `forward` runs.

@@ -130,7 +130,7 @@ class Tap(TorchFunctionMode):
 
 def recomputing() -> bool:
     """Whether a backward pass is running in this thread: activation checkpointing calls modules again inside it."""
-    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _without_dispatch(func: Any) -> Any:

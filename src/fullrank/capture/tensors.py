@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -25,23 +25,23 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def stream_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The residual stream a block is called with: its first argument, `hidden_states`, or the first floating tensor."""
     if args and _is_state(args[0]):
-        return args[0]  # type: ignore[no-any-return]
+        return args[0]
     named = kwargs.get("hidden_states")
     if _is_state(named):
-        return named  # type: ignore[no-any-return]
+        return named
     return next((item for item in (*args, *kwargs.values()) if _is_state(item)), None)
 
 
 def first_state(output: Any) -> Tensor | None:
     """The residual stream a block returns: a tensor, or the first item of what it returns."""
     if _is_state(output):
-        return output  # type: ignore[no-any-return]
+        return output
     if isinstance(output, Mapping):
         output = tuple(output.values())
     if isinstance(output, tuple | list) and output and _is_state(output[0]):
-        return output[0]  # type: ignore[no-any-return]
+        return output[0]
     return None
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2
