@@ -75,7 +75,7 @@ def record(model: nn.Module, forward: Callable[[], Any], **options: Any) -> tupl
 
 
 @contextlib.contextmanager
-def plain_hooks(model: nn.Module, names: list[str], *, inputs: bool = False):  # noqa: ANN201
+def plain_hooks(model: nn.Module, names: list[str], *, inputs: bool = False):
     """What modules got or returned, by ordinary hooks: the twin of the recorder."""
     seen: list[tuple[str, Tensor]] = []
     modules = dict(model.named_modules())

@@ -69,7 +69,7 @@ def test_the_map_times_the_values_is_what_the_kernel_returned(case):
 
 
 def test_the_stream_is_what_plain_hooks_see_and_its_end_is_not_the_final_norm(case):
-    keep, _, output = record(case.model, case.run)
+    keep, _, _ = record(case.model, case.run)
     for stack, paths in case.blocks.items():
         with plain_hooks(case.model, paths) as outputs, plain_hooks(case.model, paths[:1], inputs=True) as inputs:
             case.run()

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["Marks"]
+__all__ = ["OUTSIDE", "Marks"]
+
+OUTSIDE = 1
+"""The source of what a block is called with beside its stream, such as the states of an encoder."""
 
 
 class Marks:
@@ -36,6 +39,13 @@ class Marks:
         key = id(tensor)
         if bits:
             self._bits[key] = (weakref.ref(tensor, partial(self._forget, key)), bits)
+
+    def enter(self, stream: Tensor, bits: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A block is called with a stream and other tensors."""
+        for tensor in (*tensors_in(args), *tensors_in(kwargs)):
+            if tensor is not stream and tensor.is_floating_point():
+                self.add(tensor, OUTSIDE)
+        self.add(stream, bits)
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """What a function returns has the sources of all it was given; so has what it wrote into."""

@@ -19,7 +19,7 @@ from fullrank.capture.residual import is_norm
 from fullrank.capture.scene import Scene
 from fullrank.capture.survey import survey
 from fullrank.capture.tap import Tap, recomputing
-from fullrank.capture.tensors import first_state, stream_input
+from fullrank.capture.tensors import first_state
 from fullrank.capture.undisturbed import undisturbed
 from fullrank.errors import ModelError
 
@@ -158,7 +158,7 @@ class Recorder:
         self, stack: int, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if not self._idle() and self._scene is not None:
-            self._scene.enter_block(stack, path, stream_input(args, kwargs))
+            self._scene.enter_block(stack, path, args, kwargs)
 
     def _leave_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._idle() or self._scene is None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy, Stack
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.events import AttentionCall, Event, Signal, StreamState
+from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.reading import MaskReader, Reading, Unreadable, read
 from fullrank.capture.residual import Followed, ResidualTrace
 from fullrank.capture.tap import Tap, heads_of
+from fullrank.capture.tensors import stream_input
 from fullrank.capture.tokens import over_tokens, tokens_and_batch
 
 __all__ = ["Scene"]
@@ -90,8 +93,9 @@ class Scene:
 
     # ------------------------------------------------------------ blocks
 
-    def enter_block(self, stack: int, path: str, stream: Tensor | None) -> None:
+    def enter_block(self, stack: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A block is called."""
+        stream = stream_input(args, kwargs)
         paths = self._anatomy.stacks[stack].paths
         if self._layers[stack] >= len(paths):
             self._layers[stack] = 0  # part of the model was called alone, as when text is generated
@@ -106,7 +110,7 @@ class Scene:
         if stream is None:
             self._note(f"block {path} is not called with a tensor that could be its stream.")
             return
-        self._tap.marks.add(stream, 1 << stack)
+        self._tap.marks.enter(stream, _bit(stack), args, kwargs)
         if layer == 1:
             self._state("stream", block, 0, "stream", "out", stream)
 
@@ -186,7 +190,7 @@ class Scene:
         except Unreadable as reason:
             self._note(f"attention in {path} was not read: {reason}.")
             return
-        kind = "self" if call.sources & 1 << block.stack or not self._crosses(call) else "cross"
+        kind = "self" if call.sources & _bit(block.stack) or not self._crosses(call) else "cross"
         count = block.counts[kind]
         block.counts[kind] += 1
         queries, keys = self._real_tokens(call, reading, stack, kind)
@@ -245,7 +249,7 @@ class Scene:
         if kind == "self":
             of_keys = self._real_of(stack, batch, keys)
         else:
-            sources = [s for i, s in enumerate(self._anatomy.stacks) if call.sources & 1 << i and s is not stack]
+            sources = [s for i, s in enumerate(self._anatomy.stacks) if call.sources & _bit(i) and s is not stack]
             found = [real for s in sources if (real := self._real_of(s, batch, keys)) is not None]
             of_keys = found[0] if found else None
         if of_keys is None:
@@ -257,3 +261,7 @@ class Scene:
     def _note(self, sentence: str) -> None:
         if sentence not in self._notes:
             self._notes.append(sentence)
+
+
+def _bit(stack: int) -> int:
+    return OUTSIDE << (stack + 1)

@@ -13,6 +13,7 @@ from fullrank.capture.anatomy import Anatomy, Stack, stack_names
 from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.dispatch import overriding
+from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.reading import MaskReader, Unreadable, shape_of
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.tap import Tap, heads_of
@@ -43,7 +44,7 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     """
     if blocks is not None:
         chosen = named_blocks(model, blocks)
-        shared = [Group(nn.ModuleList(), 1 << index) for index in range(len(chosen))]
+        shared = [Group(nn.ModuleList(), OUTSIDE << (index + 1)) for index in range(len(chosen))]
         groups = {module: group for group, modules in zip(shared, chosen, strict=True) for module in modules}
     else:
         groups = groups_of(model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.calls import KernelCall
-from fullrank.capture.marks import Marks
+from fullrank.capture.marks import OUTSIDE, Marks
 from fullrank.capture.tensors import first_state, stream_input, tensors_in
 
 __all__ = ["Attended", "CallTree", "Group", "Visit", "groups_of"]
@@ -121,7 +121,7 @@ class CallTree:
         if group is not None and stream is not None:
             visit.chained = self._handed_on.get(group) is stream
             group.visits.append(visit)
-            self._marks.add(stream, group.bit)
+            self._marks.enter(stream, group.bit, args, kwargs)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module returns, or is left by an exception."""
@@ -146,7 +146,7 @@ def groups_of(model: nn.Module) -> dict[nn.Module, Group]:
         The group of every such child. A child of two lists belongs to the first.
     """
     found: dict[nn.Module, Group] = {}
-    bit = 1
+    bit = OUTSIDE << 1
     for container in model.modules():
         if not isinstance(container, nn.ModuleList | nn.Sequential | nn.ModuleDict):
             continue
