@@ -1,0 +1,178 @@
+"""The leading singular values of any linear operator, by block Golub–Kahan bidiagonalisation.
+
+From a left block U₀ the method takes half steps: V₀ = orth(AᵀU₀), U₁ = orth(AV₀), V₁ = orth(AᵀU₁), … with full
+reorthogonalisation. After each half step the singular values of A restricted to the basis so far (of Aᵀ U₀…Uᵢ or of
+A V₀…Vᵢ) are lower bounds that only grow; the method stops when they do not. A small residual alone says that *a*
+singular value lies near, not which one: with values clustered near 1, as in trained heads, growth tells more.
+
+Small problems are solved in float64. Their Gram matrix resolves a value to about 1e-8 of the largest in float64 and to
+the products' own rounding, about 1e-7 of the largest, in float32.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fullrank.errors import ShapeError
+from fullrank.operators.linear import LinearOperator
+from fullrank.operators.orthonormal import gram, orthonormalise
+
+__all__ = ["Spectrum", "leading_singular_values"]
+
+_FLOOR = 1e-6
+"""Growth below this share of the largest singular value counts as none: rounding in float32."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Leading singular values, with the evidence for them.
+
+    Attributes:
+        singular_values: in falling order; NaN where the operator is not finite.
+        residuals: ‖Aᵀu − σv‖ of each triplet, u = Av/σ: some singular value lies within this distance.
+        iterations: half steps taken (products with blocks of vectors); 0 where the matrix was factorised instead.
+        exact: whether the values stopped growing before the cap (or were factorised), map by map.
+    """
+
+    singular_values: Float[Tensor, "*lead k"]
+    residuals: Float[Tensor, "*lead k"]
+    iterations: int
+    exact: Bool[Tensor, "*lead"]
+
+
+def leading_singular_values(
+    operator: LinearOperator,
+    k: int = 2,
+    *,
+    start: Float[Tensor, "*lead m block"] | None = None,
+    tolerance: float = 3e-3,
+    max_iterations: int = 24,
+    seed: int = 0,
+) -> Spectrum:
+    """The k largest singular values of every matrix of a batch, from products alone.
+
+    Never stores a matrix; cost: up to `max_iterations` products with blocks as wide as `start`, and O((m + n) · width²)
+    per product for orthogonalisation. Matrices not much larger than the block are formed and factorised.
+
+    Args:
+        operator: anything with shape, dtype, device, matmat and rmatmat.
+        k: how many values.
+        start: left vectors near the leading singular space; the better, the fewer products. Random by default.
+        tolerance: relative growth of the values at which to stop.
+        max_iterations: half steps (products) at most; reaching it sets `exact` to false.
+        seed: of the random start.
+
+    Returns:
+        The values, in the operator's precision, and their evidence.
+
+    Raises:
+        ShapeError: k is not between 1 and the number of singular values.
+    """
+    *lead, m, n = operator.shape
+    if not 1 <= k <= min(m, n):
+        raise ShapeError(f"k={k} singular values of a {m} × {n} operator; expected 1 ≤ k ≤ {min(m, n)}.")
+    width = max(16, 2 * k + 8) if start is None else start.shape[-1]
+    if min(m, n) <= max(64, 2 * width):
+        return _factorised(operator, k)
+    if start is None:
+        start = random_block((*lead, m, width), operator, seed)
+    return _bidiagonalised(operator, k, start.to(operator.dtype), tolerance, max_iterations)
+
+
+def random_block(shape: tuple[int, ...], operator: LinearOperator, seed: int) -> Tensor:
+    """Gaussian vectors from a generator of one's own, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=operator.dtype).to(operator.device)
+
+
+def _factorised(operator: LinearOperator, k: int) -> Spectrum:
+    *lead, m, n = operator.shape
+    side = min(m, n)
+    eye = torch.eye(side, dtype=operator.dtype, device=operator.device).expand(*lead, side, side)
+    matrix = (operator.matmat(eye) if n <= m else operator.rmatmat(eye)).double()
+    finite = matrix.isfinite().all(-1).all(-1)
+    sigma = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0))[..., :k]
+    sigma = torch.where(finite[..., None], sigma, torch.nan).to(operator.dtype)
+    return Spectrum(sigma, torch.zeros_like(sigma), 0, finite)
+
+
+def _bidiagonalised(operator: LinearOperator, k: int, start: Tensor, tolerance: float, max_iterations: int) -> Spectrum:
+    # X is the basis that was last multiplied, Z that of the other side, M the coefficients of the images of X in Z;
+    # after each half step the two change roles
+    products = itertools.cycle([operator.rmatmat, operator.matmat])
+    X: list[Tensor] = [orthonormalise(start)]
+    Z: list[Tensor] = []
+    M = start.new_zeros((*start.shape[:-2], 0, start.shape[-1]), dtype=torch.float64)
+    finite = torch.ones(start.shape[:-2], dtype=torch.bool, device=start.device)
+    settled = torch.zeros_like(finite)
+    history: list[Tensor] = []
+    for iteration in itertools.count(1):
+        Y = next(products)(X[-1])
+        finite &= Y.sum((-2, -1)).isfinite()
+        if not bool(finite.all()):  # such a map must not take the rest of the batch down with it
+            Y = torch.where(finite[..., None, None], Y, 0)
+        known = _coefficients(Z, Y)
+        earlier = M[..., : M.shape[-1] - Y.shape[-1]]
+        G = _image_gram(earlier, known, Y)
+        sigma = torch.linalg.eigvalsh(G)[..., -k:].flip(-1).clamp(min=0).sqrt()
+        history = [*history[-2:], sigma]
+        settled = _settled(history, tolerance)
+        if iteration >= max_iterations or bool(settled.all()):
+            break
+        new = orthonormalise(Y, Z)
+        zeros = M.new_zeros(*M.shape[:-2], new.shape[-1], earlier.shape[-1])
+        below = torch.cat([zeros, _coefficients([new], Y)], -1)
+        M = torch.cat([torch.cat([earlier, known], -1), below], -2).mT
+        X, Z = [*Z, new], X
+    # one narrow product for the evidence: x = X c is a singular vector of one side, y = op(x)/σ that of the other
+    vectors = torch.linalg.eigh(G).eigenvectors[..., -k:].flip(-1)
+    split = earlier.shape[-1]
+    x = _combine(X, vectors)
+    image = Y @ vectors[..., split:, :].to(Y.dtype)
+    if Z:
+        image = image + _combine(Z, earlier @ vectors[..., :split, :])
+    scale = sigma[..., None, :].to(Y.dtype)
+    y = torch.where(scale > 0, image / scale, 0)
+    residuals = (next(products)(y) - scale * x).norm(dim=-2)
+    undefined = ~finite[..., None]
+    sigma, residuals = sigma.to(Y.dtype).masked_fill(undefined, torch.nan), residuals.masked_fill(undefined, torch.nan)
+    return Spectrum(sigma, residuals, iteration, settled & finite)
+
+
+def _coefficients(basis: list[Tensor], Y: Tensor) -> Tensor:
+    """Coefficients of Y in an orthonormal basis given by blocks, in float64."""
+    if not basis:
+        return Y.new_zeros((*Y.shape[:-2], 0, Y.shape[-1]), dtype=torch.float64)
+    return torch.cat([(B.mT @ Y).double() for B in basis], -2)
+
+
+def _combine(basis: list[Tensor], coefficients: Tensor) -> Tensor:
+    """Vectors from their coefficients in a basis given by blocks."""
+    parts = coefficients.to(basis[0].dtype).split([B.shape[-1] for B in basis], -2)
+    total = basis[0] @ parts[0]
+    for B, part in zip(basis[1:], parts[1:], strict=True):
+        total = total + B @ part
+    return total
+
+
+def _image_gram(earlier: Tensor, known: Tensor, Y: Tensor) -> Tensor:
+    """Gram matrix of [Z·earlier, Y], where Z is orthonormal and known = ZᵀY."""
+    corner = earlier.mT @ known
+    return torch.cat([torch.cat([earlier.mT @ earlier, corner], -1), torch.cat([corner.mT, gram(Y)], -1)], -2)
+
+
+def _settled(history: list[Tensor], tolerance: float) -> Tensor:
+    # Where growth falls by a factor r from one half step to the next, what is still to come is about r/(1 − r) of the
+    # last growth: slow convergence has to be more still than fast convergence. Before r is known, 1/2 is taken for it.
+    sigma = history[-1]
+    if len(history) == 1:
+        return torch.zeros(sigma.shape[:-1], dtype=torch.bool, device=sigma.device)
+    to_come = growth = (sigma - history[-2]).clamp(min=0)
+    if len(history) == 3:
+        ratio = (growth / (history[-2] - history[-3]).clamp(min=1e-300)).clamp(max=0.9)
+        to_come = growth * (ratio / (1 - ratio)).clamp(min=1)
+    still: Tensor = to_come <= tolerance * sigma + _FLOOR * sigma[..., :1]
+    return still.all(-1)
