@@ -176,7 +176,7 @@ def _next(reports: Sequence[Report]) -> Iterator[RenderableType]:
     for command, words in (
         ("fullrank metrics", "what each number means, what is healthy and what is collapsed"),
         ("--html report.html", f"all {rows:,} numbers: profiles, every head, singular values"),
-        ("--json report.json", "the same for programs; Report.load reads it back"),
+        ("--json > report.json", "the same for programs; Report.load reads it back"),
     ):
         grid.add_row(Text(command), Text(words, style="dim"))
     yield grid
