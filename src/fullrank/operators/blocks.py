@@ -82,7 +82,7 @@ class ScoreBlocks:
         self.scores = scores
         key = scores.key.to(scores.dtype)
         self.centre: Tensor | None = None
-        if centred and scores.softcap is None and key.shape[2]:
+        if centred and scores.softcap is None and scores.sink is None and key.shape[2]:
             self.centre = key.mean(2, keepdim=True)
             key = key - self.centre
         self.key = key.flatten(0, 1)  # (batch · key heads, keys, width)
@@ -157,7 +157,7 @@ class ScoreBlocks:
             s[..., edge].masked_fill_(hidden, -torch.inf)
         m, _ = self.shift_by_maximum(s)
         if s.device.type == "cpu" and s.dtype == torch.float32:
-            torch.nn.functional.threshold_(s, _FLOOR, -torch.inf)
+            torch.threshold_(s, _FLOOR, -torch.inf)
         Z = s.exp_().sum(-1)
         sink = self.sink()
         if sink is not None:

@@ -64,6 +64,13 @@ def apply(scores: Scores, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """A V, for V of (batch, heads or key-value heads, keys, columns).
 
     Cost: as many fused attention forwards as V has widths of a head; by blocks about twice the one plus a product.
+
+    Args:
+        scores: what A is the softmax of.
+        V: right vectors; three dimensions for a single sequence.
+
+    Returns:
+        (batch, heads, queries, columns), without the batch where V had none.
     """
     values = columns_of(scores.shape, V, "V", scores.dtype)
     out = values.new_zeros(*scores.shape[:3], values.shape[3])

@@ -58,7 +58,7 @@ def _block(blocks: ScoreBlocks, rows: slice, span: Span, n: Tensor, weight: Tens
     """Statistics of the rows of one block, and what it adds to the columns' mass."""
     s, shift = blocks.raw(rows, span)
     edges = blocks.edges(rows, span)
-    total, squares = _moments(s, span, edges)
+    mean, std = _moments(s, span, edges, n, blocks.buffer(1, tuple(s.shape)))
     for edge, hidden in edges:
         s[..., edge].masked_fill_(hidden, -torch.inf)
     m, top = blocks.shift_by_maximum(s)
@@ -74,7 +74,6 @@ def _block(blocks: ScoreBlocks, rows: slice, span: Span, n: Tensor, weight: Tens
     share = torch.where(weight, 1 / Z, 0).movedim(0, 2).to(p.dtype)  # (batch, heads, groups, rows)
     mass = (share @ p).movedim(2, 0)
     E = s.mul_(p).sum(-1).double()
-    mean = total / n
     row_sum = rest / Z
     shifted = m.double() if shift is None else m.double() + shift
     return {
@@ -83,21 +82,23 @@ def _block(blocks: ScoreBlocks, rows: slice, span: Span, n: Tensor, weight: Tens
         "inverse_participation": Y / Z**2,
         "max_logit": top if shift is None else top.double() + shift,
         "logit_mean": mean if shift is None else mean + shift,
-        "logit_std": (squares / n - mean**2).clamp(min=0).sqrt(),
+        "logit_std": std,
         "row_sum": row_sum,
     }, mass
 
 
-def _moments(s: Tensor, span: Span, edges: list[tuple[slice, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Σ s and Σ s² over the visible keys."""
-    if not edges:
-        return s.sum(-1).double(), torch.linalg.vector_norm(s, dim=-1).double() ** 2
-    total = torch.zeros(s.shape[:3], dtype=torch.float64, device=s.device)
-    squares = torch.zeros_like(total)
-    clear = s[..., span.clear_start - span.start : span.clear_stop - span.start]
-    parts = [s[..., edge].masked_fill(hidden, 0) for edge, hidden in edges]
-    for part in (clear, *parts):
-        if part.shape[-1]:
-            total += part.sum(-1)
-            squares += torch.linalg.vector_norm(part, dim=-1).double() ** 2
-    return total, squares
+def _moments(
+    s: Tensor, span: Span, edges: list[tuple[slice, Tensor]], n: Tensor, deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the visible scores, in two looks: squares of deviations do not cancel."""
+    if edges:
+        clear = s[..., span.clear_start - span.start : span.clear_stop - span.start]
+        seen = [s[..., edge].masked_fill(hidden, 0) for edge, hidden in edges]
+        total = sum((part.sum(-1).double() for part in seen), clear.sum(-1).double())
+    else:
+        total = s.sum(-1).double()
+    mean = total / n
+    torch.sub(s, mean[..., None].to(s.dtype), out=deviation)
+    for edge, hidden in edges:
+        deviation[..., edge].masked_fill_(hidden, 0)
+    return mean, torch.linalg.vector_norm(deviation, dim=-1).double() / n.sqrt()

@@ -1,7 +1,7 @@
 """From the tensor a model passed to the mask it means."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from fullrank.errors import ShapeError
@@ -12,7 +12,7 @@ from fullrank.operators.masks.tensors import Arbitrary, Padding
 __all__ = ["from_additive", "recognise"]
 
 
-def recognise(visible: Bool[Tensor, "..."]) -> Mask:
+def recognise(visible: Tensor) -> Mask:
     """The mask that a visibility tensor spells out; the answer always says exactly the same.
 
     Args:
@@ -30,10 +30,11 @@ def recognise(visible: Bool[Tensor, "..."]) -> Mask:
             f"visible is {visible.dtype} {tuple(visible.shape)}; expected a bool tensor of 1 to 4 dimensions."
         )
     visible = visible[(None,) * (4 - visible.ndim)]
-    for dim in range(3):  # an expanded dimension says the same thing over and over
-        if visible.stride(dim) == 0:
-            visible = visible.narrow(dim, 0, 1)
-    real = _any_row(visible)  # (batch, heads, keys)
+    for dim in range(3):  # an expanded dimension says the same thing over and over; so may sequences and heads
+        one = visible.narrow(dim, 0, 1)
+        if visible.shape[dim] > 1 and (visible.stride(dim) == 0 or (dim < 2 and _repeats(visible, one))):
+            visible = one
+    real = visible.any(2)  # (batch, heads, keys)
     everywhere = bool(real.all())
     if visible.shape[2] == 1:
         if everywhere:
@@ -81,8 +82,8 @@ def _blocks(visible: Tensor) -> list[slice]:
     return [slice(start, min(start + rows, visible.shape[2])) for start in range(0, visible.shape[2], rows)]
 
 
-def _any_row(visible: Tensor) -> Tensor:
-    return visible.any(2)
+def _repeats(visible: Tensor, one: Tensor) -> bool:
+    return all(bool((visible[:, :, rows] == one[:, :, rows]).all()) for rows in _blocks(visible))
 
 
 def _equal(mask: Mask, visible: Tensor) -> bool:
