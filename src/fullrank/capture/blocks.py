@@ -65,7 +65,7 @@ def named_blocks(model: nn.Module, blocks: str) -> list[list[nn.Module]]:
         if isinstance(named, nn.ModuleList | nn.Sequential | nn.ModuleDict):
             found = list(named.children())
         else:
-            found = [module for name, module in names.items() if name and fnmatch.fnmatchcase(name, pattern)]
+            found = [module for name, module in names.items() if _matches(name, pattern)]
         if not found:
             lists = [name for name, module in names.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
             have = ", ".join(lists[:6]) or "none"
@@ -74,6 +74,12 @@ def named_blocks(model: nn.Module, blocks: str) -> list[list[nn.Module]]:
             )
         stacks.append(found)
     return stacks
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Part by part: a star does not reach into a module's children."""
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def _trimmed(group: Group) -> Group:
