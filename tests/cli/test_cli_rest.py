@@ -1,0 +1,112 @@
+"""`fullrank metrics`, `fullrank demo`, `--version`, the progress bar, and how quickly it starts."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+from fullrank.cli.progress import progress, time_left
+from fullrank.metrics import VOCABULARY
+
+
+def test_metrics_lists_every_metric(fullrank):
+    result = fullrank("metrics")
+    assert result.exit_code == 0
+    words = result.stdout.split()
+    assert [name for name in VOCABULARY if name not in words] == []
+
+
+@pytest.mark.parametrize("name", ["similarity", "attention_s2"])
+def test_one_metric_is_shown_in_full(fullrank, name):
+    said = " ".join(fullrank("metrics", name).stdout.split())
+    for field in ("definition", "unit", "healthy", "collapsed", "null", "source"):
+        assert " ".join(str(getattr(VOCABULARY[name], field)).split()) in said
+
+
+def test_the_vocabulary_in_json(fullrank):
+    records = json.loads(fullrank("metrics", "--json").stdout)
+    assert [record["name"] for record in records] == list(VOCABULARY)
+    one = json.loads(fullrank("metrics", "rms", "--json").stdout)
+    assert one["range"] == [0.0, "inf"]
+    assert one["invariances"] == sorted(VOCABULARY["rms"].invariances)
+
+
+def test_an_unknown_metric_is_answered_with_close_matches(fullrank):
+    result = fullrank("metrics", "similarty")
+    assert result.exit_code == 2
+    assert "did you mean 'similarity'" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert fullrank("metrics", "qqq").exit_code == 2
+
+
+def test_version(fullrank):
+    assert fullrank("--version").stdout == f"fullrank {version('fullrank')}\n"
+
+
+def test_the_demo_writes_its_page_and_ends_with_the_path(fullrank, here):
+    result = fullrank("demo", "--no-spectrum")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.rstrip().endswith(f"The page: {here / 'report.html'}")
+    assert "all-MiniLM-L6-v2" in (here / "report.html").read_text()
+    assert [file.name for file in here.iterdir()] == ["report.html"]
+
+
+def test_the_demo_without_its_extra_says_what_to_install(fullrank, here, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = fullrank("demo")
+    assert result.exit_code == 2
+    assert "pip install 'fullrank[demo]'" in result.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_starting_loads_nothing_heavy():
+    """`fullrank --help` and a usage error must answer at once."""
+    code = (
+        "import sys\n"
+        "from fullrank.cli import main\n"
+        "sys.argv = ['fullrank', 'examine', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'plotly', 'pandas', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ---------------------------------------------------------------- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(monkeypatch, stream, **options):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress(**options) as tell:
+        tell("loading", 0.0)
+        time.sleep(0.05)
+        tell("decoder layer 3 of 12", 0.25)
+        time.sleep(0.3)
+    return stream.getvalue()
+
+
+def test_a_terminal_is_told_the_layer_and_the_time_left(monkeypatch):
+    said = shown(monkeypatch, Terminal(), shown=True)
+    assert "decoder layer 3 of 12" in said
+    assert "s left" in said
+
+
+def test_what_is_no_terminal_or_asked_for_json_is_told_nothing(monkeypatch):
+    assert shown(monkeypatch, io.StringIO(), shown=True) == ""
+    assert shown(monkeypatch, Terminal(), shown=False) == ""
+
+
+def test_time_left_in_words():
+    assert time_left(3.4) == "about 3 s left"
+    assert time_left(200) == "about 3 min left"
