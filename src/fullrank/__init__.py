@@ -1,1 +1,39 @@
-"""fullrank: does a transformer's signal survive its depth, its context length and its heads?"""
+"""fullrank: does a transformer's signal survive its depth, its context length and its heads?
+
+The names below load when they are first used, so that `import fullrank` costs little beyond `import torch`.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fullrank.errors import FullrankError
+    from fullrank.report import Report
+    from fullrank.table import Row, Table
+    from fullrank.verbs.examine import examine
+
+__all__ = ["FullrankError", "Report", "Row", "Table", "__version__", "examine"]
+
+_HOMES = {
+    "FullrankError": "fullrank.errors",
+    "Report": "fullrank.report",
+    "Row": "fullrank.table",
+    "Table": "fullrank.table",
+    "examine": "fullrank.verbs.examine",
+}
+
+try:
+    __version__ = version("fullrank")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fullrank' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fullrank.capture.events import AttentionCall
-from fullrank.measure.attention import SINK_SHARE, AttentionObserver, row_scopes
+from fullrank.measure.attention import SINK_SHARE, AttentionObserver
+from fullrank.measure.summaries import row_scopes
 from fullrank.operators import AttentionOperator, Causal, Full, Padding
 
 T = 24

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fullrank.capture.events import AttentionCall, Event, Signal
-from fullrank.measure.positions import eligible_rows, late_tokens, real_or_all
 from fullrank.measure.samples import Place, Samples
+from fullrank.measure.summaries import Summaries
 from fullrank.metrics.rows import (
     effective_keys_rows,
     log_context_gauge_rows,
@@ -21,7 +21,7 @@ from fullrank.metrics.rows import (
 from fullrank.operators import AttentionMap, Summary
 from fullrank.table import Row
 
-__all__ = ["SINK_SHARE", "AttentionObserver", "row_scopes"]
+__all__ = ["SINK_SHARE", "AttentionObserver"]
 
 SINK_SHARE = 0.3
 """A key is a sink of a head where it holds at least this share of the scope's attention on average (the threshold of
@@ -31,45 +31,29 @@ _NO_ROW = "no query of this scope sees enough keys"
 _NO_VALUES = "the values handed to the kernel were not seen"
 
 
-def row_scopes(call: AttentionCall) -> dict[str, Tensor]:
-    """The query rows each scope averages over: name → (sequences, queries).
-
-    `all` are the rows that see at least min(32, T/4) keys; a causal call adds `late`, those of them in the later half.
-
-    Returns:
-        The masks, `all` first; the last one is the headline.
-    """
-    batch, _, queries, keys = call.attention.shape
-    visible = call.attention.visible_count()
-    real_queries = real_or_all(call.real_queries, batch, queries, visible.device)
-    real_keys = real_or_all(call.real_keys, batch, keys, visible.device)
-    scopes = {"all": eligible_rows(visible, real_queries, real_keys)}
-    if call.causal:
-        scopes["late"] = scopes["all"] & late_tokens(real_queries)
-    return scopes
-
-
 class AttentionObserver:
     """Row statistics of every head: entropy, selectivity, logits, sinks, branch energy.
 
     Each number is the mean over a sequence's rows in the scope, then over sequences. `no-sink` scopes leave out the
     keys that hold at least `SINK_SHARE` of a head's attention and renormalise the rows; where a head has no such key
     its `no-sink` numbers are its plain ones.
+
+    Args:
+        summaries: shared with other observers of the same calls, so that the pass over each map is made once.
     """
 
     needs: frozenset[Signal] = frozenset({"attention"})
 
-    def __init__(self) -> None:
+    def __init__(self, summaries: Summaries | None = None) -> None:
         self._samples = Samples()
+        self._summaries = summaries or Summaries()
 
     def see(self, event: Event) -> None:
         """Reduce one attention call to its numbers."""
         if not isinstance(event, AttentionCall):
             return
         place = Place(event.stack, event.layer, "attention", event.part)
-        scopes = row_scopes(event)
-        groups = torch.stack(list(scopes.values()))  # (scopes, sequences, queries)
-        summary = event.attention.summary(groups=groups)
+        scopes, summary = self._summaries.of(event)
         for index, (scope, rows) in enumerate(scopes.items()):
             columns = summary.column_mean[index]  # (sequences, heads, keys)
             self._see_distribution(place, event.attention, summary, columns, rows, scope)

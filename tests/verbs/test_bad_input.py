@@ -1,0 +1,111 @@
+"""Bad input to `examine`: one clear sentence, and nothing left behind."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+import fullrank
+from fullrank.errors import BatchError, FullrankError, ModelError, NonFiniteError
+
+
+@pytest.fixture
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2Model(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=32)).eval()
+
+
+@pytest.fixture
+def bert():
+    torch.manual_seed(0)
+    config = BertConfig(num_hidden_layers=2, num_attention_heads=2, hidden_size=16, intermediate_size=32, vocab_size=50)
+    return BertModel(config).eval()
+
+
+def sentence(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
+
+
+def test_non_finite_weights_name_the_parameter(gpt2):
+    gpt2.h[1].mlp.c_fc.weight.data[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError) as error:
+        fullrank.examine(gpt2, torch.arange(16).reshape(2, 8))
+    assert "h.1.mlp.c_fc.weight" in sentence(error)
+
+
+def test_non_finite_activations_name_the_first_module(gpt2):
+    class Overflow(nn.Module):
+        def forward(self, x):
+            return x * 1e38 * 1e38
+
+    gpt2.h[1].mlp.act = Overflow()
+    with pytest.raises(NonFiniteError) as error:
+        fullrank.examine(gpt2, torch.arange(16).reshape(2, 8))
+    assert "'h.1.mlp.act'" in sentence(error)
+
+
+def test_a_batch_that_does_not_fit_says_what_was_passed(gpt2):
+    with pytest.raises(BatchError) as error:
+        fullrank.examine(gpt2, {"pixel_values": torch.zeros(1, 3, 8, 8)})
+    assert "pixel_values (1, 3, 8, 8)" in sentence(error)
+    with pytest.raises(BatchError) as error:
+        fullrank.examine(gpt2, torch.zeros(2, 8, dtype=torch.long) + 99)  # beyond the vocabulary
+    assert "does not fit GPT2Model" in sentence(error)
+
+
+def test_a_context_beyond_the_models_positions(gpt2):
+    with pytest.raises(FullrankError) as error:
+        fullrank.examine(gpt2, torch.zeros(1, 64, dtype=torch.long))
+    assert sentence(error)
+
+
+def test_one_token_has_no_pairs(bert):
+    with pytest.raises(BatchError) as error:
+        fullrank.examine(bert, {"input_ids": torch.tensor([[3]])})
+    assert "one token" in sentence(error)
+
+
+def test_all_tokens_masked(bert):
+    batch = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 1, 1], [0] * 4])}
+    with pytest.raises(BatchError) as error:
+        fullrank.examine(bert, batch)
+    assert "sequence 1 are masked" in sentence(error)
+
+
+def test_no_blocks_names_the_argument():
+    with pytest.raises(ModelError) as error:
+        fullrank.examine(nn.Linear(4, 4), torch.randn(2, 3, 4))
+    assert "blocks=" in sentence(error)
+
+
+def test_an_empty_iterable_and_something_that_is_no_batch(gpt2):
+    with pytest.raises(BatchError, match="empty iterable"):
+        fullrank.examine(gpt2, [])
+    with pytest.raises(BatchError, match="is no batch"):
+        fullrank.examine(gpt2, 3)
+    with pytest.raises(BatchError, match="neither a module nor a SPEC"):
+        fullrank.examine(3)
+
+
+@pytest.mark.parametrize("fault", ["batch", "weights"])
+def test_nothing_is_left_behind_after_an_error(gpt2, fault):
+    gpt2.train()
+    gpt2.h[0].eval()
+    batch = torch.zeros(2, 8, dtype=torch.long) + 99
+    if fault == "weights":
+        gpt2.h[1].mlp.c_fc.weight.data[0, 0] = torch.inf
+    flags = [module.training for module in gpt2.modules()]
+    state = copy.deepcopy(gpt2.state_dict())
+    random = torch.get_rng_state()
+    with pytest.raises(FullrankError):
+        fullrank.examine(gpt2, batch)
+    assert flags == [module.training for module in gpt2.modules()]
+    assert all(torch.equal(value, state[name]) for name, value in gpt2.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in gpt2.modules()]
+    assert not any(hooks)
