@@ -99,6 +99,7 @@ class AttentionOperator:
             scores = Scores(scores, key, scale=scale, mask=mask, bias=bias, softcap=softcap, sink=sink)
         self.scores = scores
         self._known: tuple[Tensor, Tensor] | None = None  # log-sum-exp of rows, sums of columns
+        self._row_sum: Tensor | None = None
 
     @property
     def shape(self) -> Shape:
@@ -125,6 +126,8 @@ class AttentionOperator:
         part = AttentionOperator(self.scores.select(batch, heads))
         if self._known is not None:
             part._known = (self._known[0][batch, heads], self._known[1][batch, heads])
+        if self._row_sum is not None:
+            part._row_sum = self._row_sum[batch, heads]
         return part
 
     def rows(self, queries: slice) -> Float[Tensor, "batch heads q keys"]:
@@ -151,6 +154,7 @@ class AttentionOperator:
         found = summarise(self.scores, member)
         mean = found.column_mean
         rows = (found.visible > 0).sum(-1)[..., None]
+        self._row_sum = None if self.scores.sink is None else found.row_sum
         self._known = (found.log_sum_exp, torch.where(rows > 0, mean[0] * rows, 0))
         return found if groups is None else replace(found, column_mean=mean[1:])
 
@@ -164,8 +168,9 @@ class AttentionOperator:
 
     def uniform(self) -> Uniform:
         """U: 1/#visible in each row, times the row's sum where there is a learned sink."""
-        row_sum = None if self.scores.sink is None else self.summary().row_sum
-        return Uniform(self.mask, self.shape, dtype=self.dtype, device=self.device, row_sum=row_sum)
+        if self.scores.sink is not None and self._row_sum is None:
+            self.summary()
+        return Uniform(self.mask, self.shape, dtype=self.dtype, device=self.device, row_sum=self._row_sum)
 
     def without_keys(self, hidden: Bool[Tensor, "batch heads keys"]) -> "AttentionOperator":
         """The map with these keys out of the softmax, head by head."""

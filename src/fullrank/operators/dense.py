@@ -8,10 +8,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fullrank.errors import ShapeError
+from fullrank.operators.blocks import tiles
 from fullrank.operators.masks import Arbitrary, Mask, Padding, Shape, recognise
 from fullrank.operators.masks.base import restrict
+from fullrank.operators.products import columns_of
 from fullrank.operators.scores import accumulate
-from fullrank.operators.streaming import tiles
 from fullrank.operators.summary import Summary
 from fullrank.operators.uniform import Difference, Uniform, visible_mass
 
@@ -91,25 +92,24 @@ class DenseAttention:
 
     def matmat(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """A V, for V of (batch, heads or key-value heads, keys, columns)."""
-        batch, heads, queries, _ = self.shape
-        V4 = (V[None] if V.ndim == 3 else V).to(self.dtype)
-        repeat = heads // V4.shape[1]
-        out = V4.new_empty(batch, heads, queries, V4.shape[3])
-        for tile in tiles(self.shape, group=repeat):
-            v = V4[tile.batch, tile.heads.start // repeat : -(-tile.heads.stop // repeat)].repeat_interleave(repeat, 1)
+        values = columns_of(self.shape, V, "V", self.dtype)
+        group = self.shape[1] // values.shape[1]
+        out = values.new_empty(*self.shape[:3], values.shape[3])
+        for tile in tiles(self.shape):
+            index = torch.arange(tile.heads.start, tile.heads.stop, device=self.device) // group
+            v = values[tile.batch, tile.heads] if group == 1 else values[tile.batch].index_select(1, index)
             for rows in tile.rows:
                 out[tile.batch, tile.heads, rows] = self.weights[tile.batch, tile.heads, rows].to(self.dtype) @ v
         return out if V.ndim == 4 else out[0]
 
     def rmatmat(self, U: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Aᵀ U, for U of (batch, heads, queries, columns)."""
-        batch, heads, _, keys = self.shape
-        U4 = (U[None] if U.ndim == 3 else U).to(self.dtype)
-        out = U4.new_zeros(batch, heads, keys, U4.shape[3])
+        left = columns_of(self.shape, U, "U", self.dtype)
+        out = left.new_zeros(*self.shape[:2], self.shape[3], left.shape[3])
         for tile in tiles(self.shape):
             for rows in tile.rows:
                 at = (tile.batch, tile.heads, rows)
-                out[tile.batch, tile.heads] += self.weights[at].to(self.dtype).mT @ U4[at]
+                out[tile.batch, tile.heads] += self.weights[at].to(self.dtype).mT @ left[at]
         return out if U.ndim == 4 else out[0]
 
     @torch.no_grad()
@@ -167,7 +167,8 @@ class DenseAttention:
     def without_keys(self, hidden: Bool[Tensor, "batch heads keys"]) -> "DenseAttention":
         """The map with these keys removed, head by head, and what is left renormalised (beside the sink, if given).
 
-        A row of which nothing is left becomes zeros and counts as seeing no key. Makes one map.
+        A row of which nothing is left becomes zeros and counts as seeing no key. Makes one map, in the
+        precision of products.
 
         Args:
             hidden: True for keys to remove.
@@ -177,12 +178,12 @@ class DenseAttention:
         """
         kept = ~hidden.to(self.device)
         mask = self.mask & Padding(kept)
-        weights = self.weights * kept[:, :, None]
+        weights = self.weights.to(self.dtype, copy=True).masked_fill_(~kept[:, :, None], 0)
         rest = weights.sum(-1, keepdim=True, dtype=torch.float64)
         empty = rest == 0
         if self.sink is not None:
             rest = rest + self.sink[..., None]
-        weights = (weights / rest.masked_fill(empty, 1)).to(self.weights.dtype)
+        weights /= rest.masked_fill(rest == 0, 1)
         if bool((empty[..., 0] & (mask.visible_count(self.shape, self.device) > 0)).any()):
             mask = mask & Arbitrary(~empty)
         return DenseAttention(weights, logits=self.logits, visible=mask, sink=None)

@@ -1,12 +1,16 @@
 """U, attention that does not select, and differences of maps."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from fullrank.operators.blocks import BLOCK, Tile, tiles
 from fullrank.operators.masks import Mask, Shape
+from fullrank.operators.masks.base import restrict
+from fullrank.operators.products import columns_of
 
 __all__ = ["Difference", "Uniform", "over_visible", "visible_mass"]
 
@@ -50,34 +54,38 @@ class Uniform:
 
     def matmat(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """U V: means of the values that each query sees. Cost: O(T) for all masks but arbitrary ones."""
-        V4 = (V[None] if V.ndim == 3 else V).to(self.dtype)
-        if V4.shape[1] != self.shape[1]:
-            V4 = V4.repeat_interleave(self.shape[1] // V4.shape[1], 1)
-        sums = over_visible(self.mask, self.shape, V4.mT).mT
-        return (sums * self._weight[..., None]).to(self.dtype).view(*V.shape[:-3], self.shape[1], -1, V.shape[-1])
+        values = columns_of(self.shape, V, "V", self.dtype)
+        group = self.shape[1] // values.shape[1]
+        out = values.new_empty(*self.shape[:3], values.shape[3])
+        for tile in self._pieces(values.shape[3]):
+            at, shape = tile[:2], self._shape_of(tile)
+            v = (
+                values[tile.batch, tile.heads]
+                if group == 1
+                else values[tile.batch].repeat_interleave(group, 1)[:, tile.heads]
+            )
+            sums = over_visible(self.mask.select(*at), shape, v.mT)
+            out[at] = (sums.mT * restrict(self._weight, *at)[..., None]).to(self.dtype)
+        return out if V.ndim == 4 else out[0]
 
     def rmatmat(self, U: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Uᵀ u. Cost: O(T) for all masks but arbitrary ones."""
-        batch, heads, queries, keys = self.shape
-        u = (U[None] if U.ndim == 3 else U).double() * self._weight[..., None]
-        if not self.mask.plain:
-            out = u.new_zeros(batch, heads, keys, u.shape[3])
-            rows = max(1, (1 << 20) // max(1, batch * heads * keys))
-            for t in range(0, queries, rows):
-                block = slice(t, min(t + rows, queries))
-                visible = self.mask.block(block, slice(0, keys), self.shape, device=self.device)
-                assert visible is not None
-                out += visible.expand(*visible.shape[:3], keys).to(u.dtype).mT @ u[:, :, block]
-        else:
-            # u_t is added where its interval starts and taken away where it stops: a running sum spreads it out
-            first, stop = (x[:, None, :, None].expand(u.shape) for x in self.mask.intervals(self.shape, self.device))
-            change = u.new_zeros(batch, heads, keys + 1, u.shape[3])
-            change.scatter_add_(2, first, u).scatter_add_(2, stop, -u)
-            out = change.cumsum(2)[:, :, :keys]
-            real = self.mask.keys(self.shape, self.device)
-            if real is not None:
-                out = out * real[..., None]
-        return out.to(self.dtype).view(*U.shape[:-2], keys, U.shape[-1])
+        left = columns_of(self.shape, U, "U", self.dtype)
+        if left.shape[1] != self.shape[1]:
+            left = left.repeat_interleave(self.shape[1] // left.shape[1], 1)
+        out = left.new_empty(*self.shape[:2], self.shape[3], left.shape[3])
+        for tile in self._pieces(left.shape[3]):
+            at = tile[:2]
+            u = left[at].double() * restrict(self._weight, *at)[..., None]
+            out[at] = spread_visible(self.mask.select(*at), self._shape_of(tile), u).to(self.dtype)
+        return out if U.ndim == 4 else out[0]
+
+    def _pieces(self, columns: int) -> Iterator[Tile]:
+        """Some sequences and heads at a time, so that running sums in float64 stay small."""
+        return tiles((*self.shape[:2], columns, max(self.shape[2:])))
+
+    def _shape_of(self, tile: Tile) -> Shape:
+        return (tile.batch.stop - tile.batch.start, tile.heads.stop - tile.heads.start, *self.shape[2:])
 
     def __sub__(self, other: Any) -> "Difference":
         return Difference(self, other)
@@ -136,25 +144,54 @@ def over_visible(mask: Mask, shape: Shape, values: Tensor) -> Tensor:
     Returns:
         (batch, heads, columns, queries). Running sums where the mask is plain, else products by blocks.
     """
-    batch, heads, queries, keys = shape
+    batch, heads, queries, _ = shape
     values = values.double()
     if not mask.plain:
-        sums = []
-        rows = max(1, (1 << 20) // max(1, batch * heads * keys))
-        for t in range(0, queries, rows):
-            block: Bool[Tensor, ...] | None
-            block = mask.block(slice(t, min(t + rows, queries)), slice(0, keys), shape, device=values.device)
-            assert block is not None
-            sums.append(values @ block.expand(*block.shape[:3], keys).to(values.dtype).mT)
-        return torch.cat(sums, -1)
+        parts = [values @ visible.to(values.dtype).mT for _, visible in _visible_rows(mask, shape, values.device)]
+        return torch.cat(parts, -1)
     real = mask.keys(shape, values.device)
     if real is not None:
         values = values * real[:, :, None]
     before = torch.nn.functional.pad(values.cumsum(-1), (1, 0))
-    first, stop = (
-        x[:, None, None].expand(batch, heads, values.shape[2], queries) for x in mask.intervals(shape, values.device)
-    )
+    bounds = mask.intervals(shape, values.device)
+    first, stop = (x[:, None, None].expand(batch, heads, values.shape[2], queries) for x in bounds)
     return before.gather(-1, stop) - before.gather(-1, first)
+
+
+def spread_visible(mask: Mask, shape: Shape, u: Tensor) -> Tensor:
+    """The transpose of `over_visible`: what each key gets when every query hands its row of u to all keys it sees.
+
+    Args:
+        mask: who is visible.
+        shape: (batch, heads, queries, keys).
+        u: (batch, heads, queries, columns), float64.
+
+    Returns:
+        (batch, heads, keys, columns).
+    """
+    batch, heads, _, keys = shape
+    if not mask.plain:
+        out = u.new_zeros(batch, heads, keys, u.shape[3])
+        for rows, visible in _visible_rows(mask, shape, u.device):
+            out += visible.to(u.dtype).mT @ u[:, :, rows]
+        return out
+    # u_t is added where its interval starts and taken away where it stops: a running sum spreads it out
+    first, stop = (x[:, None, :, None].expand(u.shape) for x in mask.intervals(shape, u.device))
+    change = u.new_zeros(batch, heads, keys + 1, u.shape[3])
+    change.scatter_add_(2, first, u).scatter_add_(2, stop, -u)
+    out = change.cumsum(2)[:, :, :keys]
+    real = mask.keys(shape, u.device)
+    return out if real is None else out * real[..., None]
+
+
+def _visible_rows(mask: Mask, shape: Shape, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    batch, heads, queries, keys = shape
+    step = max(1, BLOCK // max(1, 2 * batch * heads * keys))
+    for t in range(0, queries, step):
+        rows = slice(t, min(t + step, queries))
+        visible = mask.block(rows, slice(0, keys), shape, device=device)
+        assert visible is not None  # a mask with a pattern always has a block
+        yield rows, visible.expand(*visible.shape[:2], rows.stop - rows.start, keys)
 
 
 def visible_mass(mask: Mask, shape: Shape, c: Float[Tensor, "*lead keys"]) -> Float[Tensor, "*lead queries"]:
