@@ -55,10 +55,14 @@ def test_singular_values_equal_those_of_the_real_tokens_alone(shape, dtype, gene
 def test_every_rank_equals_its_definition(name, shape, dtype, generator):
     X, mask = batch(generator, shape, dtype)
     eps = torch.finfo(dtype).eps
-    for prefix, of in (("", lambda x: x), ("centered_", center)):
-        found = getattr(metrics, prefix + name)(X, mask)
-        expected = [states.ranks(of(x[m].double()), eps=eps)[name] for x, m in zip(X, mask, strict=True)]
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    tokens = [x[m].double() for x, m in zip(X, mask, strict=True)]
+    found = getattr(metrics, name)(X, mask)
+    expected = [states.ranks(x, eps=eps)[name] for x in tokens]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    found = getattr(metrics, f"centered_{name}")(X, mask)
+    largest = [float(torch.linalg.svdvals(x)[0]) for x in tokens]
+    expected = [states.ranks(center(x), eps=eps, largest=s)[name] for x, s in zip(tokens, largest, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0])
@@ -76,7 +80,8 @@ def test_all_ranks_come_from_one_factorisation(generator):
     of = {"tokens": mask.sum(-1), "width": 7, "dtype": X.dtype}
     for name in RANKS:
         torch.testing.assert_close(metrics.ranks(sigma, **of)[name], getattr(metrics, name)(X, mask))
-        torch.testing.assert_close(metrics.ranks(centered, **of)[name], getattr(metrics, f"centered_{name}")(X, mask))
+        without_mean = metrics.ranks(centered, **of, largest=sigma[:, 0])[name]
+        torch.testing.assert_close(without_mean, getattr(metrics, f"centered_{name}")(X, mask))
 
 
 def test_a_large_mean_costs_the_centred_spectrum_no_digits(generator):
@@ -128,6 +133,16 @@ def test_a_numerical_rank_that_no_value_could_reach_is_unknown(generator):
     assert metrics.numerical_rank(X) == 4
     assert metrics.numerical_rank(X.bfloat16()).isnan()
     assert metrics.numerical_rank(X.bfloat16()[:, :64]) == 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_that_agree_up_to_rounding_have_affine_rank_zero(dtype, generator):
+    """A threshold relative to what is left would count noise."""
+    X = torch.rand(9, 1, generator=generator, dtype=torch.float64) + 0.5
+    X = X * torch.randn(12, generator=generator, dtype=torch.float64)
+    X = (X / X.norm(dim=-1, keepdim=True)).to(dtype)
+    assert metrics.centered_numerical_rank(X) == 0
+    assert metrics.numerical_rank(X) == 1
 
 
 def test_a_zero_state_has_rank_zero_and_no_stable_rank():

@@ -120,7 +120,7 @@ def similarity_standardized(sequences):
     return [similarity((X - mean) / std) for X in sequences]
 
 
-def ranks(X, *, eps, tau=0.5):
+def ranks(X, *, eps, tau=0.5, largest=None):
     """Every rank from a dense singular value decomposition."""
     T, d = X.shape
     sigma = [float(s) for s in torch.linalg.svdvals(X)]
@@ -136,7 +136,7 @@ def ranks(X, *, eps, tau=0.5):
         "effective_rank": entropy_rank(sigma),
         "spectral_entropy_rank": entropy_rank(energy),
         "participation_ratio": sum(energy) ** 2 / sum(e**2 for e in energy),
-        "numerical_rank": sum(s > sigma[0] * max(T, d) * eps for s in sigma),
+        "numerical_rank": sum(s > (largest or sigma[0]) * max(T, d) * eps for s in sigma),
         "soft_rank": sum(e >= tau * sum(energy) / d for e in energy),
     }
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fullrank.metrics.spectrum import singular_values
+from fullrank.metrics.spectrum import both_singular_values, singular_values
 
 __all__ = [
     "centered_effective_rank",
@@ -38,6 +38,7 @@ def ranks(
     width: int,
     dtype: torch.dtype,
     tau: float = 0.5,
+    largest: Float[Tensor, "*batch"] | None = None,
 ) -> dict[str, Tensor]:
     """Every rank from one set of singular values.
 
@@ -47,6 +48,8 @@ def ranks(
         width: d.
         dtype: in which the tokens came; its ε sets the threshold of `numerical_rank`.
         tau: threshold of `soft_rank`.
+        largest: for centred values, σ₁ of the uncentred states: tokens are rounded relative to their own size, so that
+            is what the threshold of `numerical_rank` is relative to. By default the first of `sigma`.
 
     Returns:
         Name (without `centered_`) to value, one per matrix.
@@ -58,7 +61,7 @@ def ranks(
         "effective_rank": _entropy_rank(sigma),
         "spectral_entropy_rank": _entropy_rank(sigma.square()),
         "participation_ratio": _participation_ratio(sigma),
-        "numerical_rank": _numerical_rank(sigma, tokens, width, dtype),
+        "numerical_rank": _numerical_rank(sigma, sigma[..., 0] if largest is None else largest, tokens, width, dtype),
         "soft_rank": _soft_rank(sigma, tokens, width, tau),
     }
 
@@ -82,9 +85,9 @@ def _participation_ratio(sigma: Tensor) -> Tensor:
     return energy.sum(-1).square() / energy.square().sum(-1)
 
 
-def _numerical_rank(sigma: Tensor, tokens: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+def _numerical_rank(sigma: Tensor, largest: Tensor, tokens: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     relative = tokens.clamp(min=width) * torch.finfo(dtype).eps
-    rank = _count(sigma, sigma > (sigma[..., 0] * relative)[..., None], tokens)
+    rank = _count(sigma, sigma > (largest * relative)[..., None], tokens)
     return torch.where(relative < 1, rank, torch.nan)
 
 
@@ -100,9 +103,14 @@ def _count(sigma: Tensor, counted: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _of(X: Tensor, mask: Tensor | None, name: str, *, centered: bool, tau: float = 0.5) -> Tensor:
-    sigma = singular_values(X, mask, centered=centered)
     tokens = X.shape[-2] if mask is None else mask.sum(-1)
-    return ranks(sigma, tokens=tokens, width=X.shape[-1], dtype=X.dtype, tau=tau)[name]
+    largest = None
+    if centered and name == "numerical_rank":
+        uncentered, sigma = both_singular_values(X, mask)
+        largest = uncentered[..., 0]
+    else:
+        sigma = singular_values(X, mask, centered=centered)
+    return ranks(sigma, tokens=tokens, width=X.shape[-1], dtype=X.dtype, tau=tau, largest=largest)[name]
 
 
 def stable_rank(
@@ -195,8 +203,8 @@ def numerical_rank(
 ) -> Float[Tensor, "*batch"]:
     """#{σ > σ₁ · max(T, d) · ε}, ε that of the dtype X came in.
 
-    Range [0, min(T, d)]; null min(T, d). It stays full through a collapse: never the sole ground of a verdict. NaN where
-    max(T, d) ε ≥ 1 (bfloat16 from 128 channels on, float16 from 1024): no value could pass.
+    Range [0, min(T, d)]; null min(T, d). It stays full through a collapse: never the sole ground of a verdict. NaN
+    where max(T, d) ε ≥ 1 (bfloat16 from 128 channels on, float16 from 1024): no value could pass.
     """
     return _of(X, mask, "numerical_rank", centered=False)
 
@@ -204,7 +212,11 @@ def numerical_rank(
 def centered_numerical_rank(
     X: Float[Tensor, "*batch tokens width"], mask: Bool[Tensor, "*batch tokens"] | None = None
 ) -> Float[Tensor, "*batch"]:
-    """`numerical_rank` of X − 1x̄ᵀ: the affine rank, dimension of the affine hull of the tokens. Null min(T − 1, d)."""
+    """`numerical_rank` of X − 1x̄ᵀ: the affine rank, dimension of the affine hull of the tokens.
+
+    The threshold is relative to σ₁ of the uncentred X, because tokens are rounded relative to their own size: what
+    is left of tokens that agree up to rounding has rank 0. Null min(T − 1, d).
+    """
     return _of(X, mask, "numerical_rank", centered=True)
 
 

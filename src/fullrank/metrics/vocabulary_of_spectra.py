@@ -80,7 +80,8 @@ _SPECTRAL = (
 )
 _AFFINE = {
     "numerical_rank": {
-        "definition": "numerical_rank of X − 1x̄ᵀ: the affine rank, the dimension of the affine hull of the tokens.",
+        "definition": "numerical_rank of X − 1x̄ᵀ: the affine rank, the dimension of the affine hull of the tokens "
+        "(threshold relative to σ₁ of X, since rounding is).",
         "null": "min(T − 1, d)",
     },
     "gram_stable_rank": {"collapsed": "1: one direction besides the mean"},
@@ -123,7 +124,7 @@ _SAMPLES = (
         range=(0.0, math.inf),
         healthy="near 0",
         collapsed="∞: the vectors have become dependent (always so for n > d)",
-        null="by simulation (null_value); ≈ n/(2 d) for n ≪ d",
+        null="by simulation (null_value); ≈ (n + 1)/(2 d) for n ≪ d",
         source="batchnorm (2305.18399)",
         unit="nats",
         level="sample",
