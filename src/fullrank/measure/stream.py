@@ -112,8 +112,9 @@ class StreamObserver:
             self._see_ranks(place, X, mask, scope)
 
     def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
-        for prefix, sigma in zip(("", "centered_"), metrics.both_singular_values(X, mask), strict=True):
-            ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype)
+        both = metrics.both_singular_values(X, mask)
+        for prefix, sigma in zip(("", "centered_"), both, strict=True):
+            ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype, largest=both[0][..., 0])
             for name, value in ranks.items():
                 self._samples.add(place, prefix + name, value, scope=scope, undefined=_FEW)
 
