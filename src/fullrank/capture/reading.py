@@ -11,7 +11,7 @@ from fullrank.capture.calls import KernelCall
 from fullrank.operators import AttentionMap, AttentionOperator, DenseAttention, Scores
 from fullrank.operators.masks import Causal, Full, Mask, from_additive, recognise
 
-__all__ = ["MaskReader", "Reading", "Shape", "Unreadable", "read", "shape_of"]
+__all__ = ["MaskReader", "Reading", "Shape", "Unreadable", "looks_back", "read", "shape_of"]
 
 Shape = tuple[int, int, int, int]
 """(batch, heads, queries, keys)."""
@@ -118,13 +118,26 @@ def _read_weights(call: KernelCall, shape: Shape) -> Reading:
     visible = logits = None
     if call.logits is not None:
         logits = call.logits.reshape(shape)
-        floor = torch.finfo(logits.dtype).min / 2
-        visible = logits > (logits.amax(-1, keepdim=True) - _GAP).clamp(min=floor)
+        visible = _visible(logits)
     mask = recognise(visible if visible is not None else weights > 0)
     sink = 1 - weights.sum(-1) if call.sink_column else None
     value = None if call.value is None else _fold(call.value, shape[0])
     attention = DenseAttention(weights, logits=logits, visible=mask, sink=sink)
     return Reading(attention, value, _causal(mask, shape))
+
+
+def looks_back(call: KernelCall, masks: MaskReader) -> bool:
+    """Whether no query of a call sees a later key, without reading the rest of it; False for a single query."""
+    if call.weights is not None:
+        visible = call.weights > 0 if call.logits is None else _visible(call.logits)
+        return visible.shape[-2] > 1 and visible.shape[-2] == visible.shape[-1] and not bool(visible.triu(1).any())
+    several = call.query is not None and call.query.shape[-2] > 1
+    return several and (call.causal or (call.mask is not None and bool(masks.read(call.mask)[0].is_causal)))
+
+
+def _visible(logits: Tensor) -> Tensor:
+    floor = torch.finfo(logits.dtype).min / 2
+    return logits > (logits.amax(-1, keepdim=True) - _GAP).clamp(min=floor)
 
 
 def _causal(mask: Mask, shape: Shape) -> bool:

@@ -14,7 +14,7 @@ from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.dispatch import overriding
 from fullrank.capture.marks import OUTSIDE
-from fullrank.capture.reading import MaskReader, Unreadable, shape_of
+from fullrank.capture.reading import MaskReader, Unreadable, looks_back, shape_of
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.tap import Tap, heads_of
 from fullrank.capture.tokens import over_tokens
@@ -69,14 +69,8 @@ def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module,
     def on_call(call: KernelCall) -> None:
         visit = tree.current
         heads = next((h for v in _around(visit) if (h := heads_of(v.module))), None)
-        causal = call.causal
-        if not causal and call.mask is not None and call.query is not None:
-            causal = bool(masks.read(call.mask)[0].is_causal) and call.query.shape[-2] > 1
-        if call.logits is not None:
-            # one pair decides cheaply; the reading of the whole map is left to the recorder
-            causal = _first_row_sees_one(call)
         light = KernelCall(**{**call.__dict__, "mask": None, "logits": None, **_shapes(call)})
-        tree.attend(Attended(light, heads, causal, visit.path if visit else ""))
+        tree.attend(Attended(light, heads, looks_back(call, masks), visit.path if visit else ""))
 
     tap = Tap(on_call, lambda sentence: None)
     tree = CallTree(groups, tap.marks)
@@ -105,14 +99,6 @@ def _hooks(tree: CallTree, name: str) -> tuple[Callable[..., None], Callable[...
 
 def _around(visit: Visit | None) -> list[Visit]:
     return [] if visit is None else [visit, *visit.ancestors()]
-
-
-def _first_row_sees_one(call: KernelCall) -> bool:
-    assert call.weights is not None
-    weights = call.weights
-    if weights.shape[-2] < 2 or weights.shape[-2] != weights.shape[-1]:
-        return False
-    return not bool((weights.triu(1) > 0).any())
 
 
 def _shapes(call: KernelCall) -> dict[str, Any]:
