@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 import time
@@ -74,6 +77,47 @@ def test_starting_loads_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ---------------------------------------------------------------- a real terminal, a real Ctrl-C
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_installed_command_with_one_line_and_nothing_left(here):
+    (here / "waiting.py").write_text("import time\ndef make():\n    print('ready', flush=True)\n    time.sleep(600)\n")
+    command = [sys.executable, "-B", "-m", "fullrank", "examine", "python:waiting:make", "--html", "page.html"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said == "fullrank: interrupted; nothing was written.\n"
+    assert [file.name for file in here.iterdir()] == ["waiting.py"]
+
+
+@pytest.mark.slow
+def test_a_real_terminal_sees_the_layers_pass_on_standard_error_only(here, checkpoint):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "fullrank", "examine", str(checkpoint), "--init", "--dtype", "float64"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not piece:
+                break
+            seen += piece
+        printed = process.communicate(timeout=120)[0]
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"loading" in seen
+    assert b"layer 2 of 2" in seen
+    assert "\x1b" not in printed  # a pipe gets plain text
+    assert "similarity" in printed
 
 
 # ---------------------------------------------------------------- progress

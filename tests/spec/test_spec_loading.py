@@ -237,6 +237,27 @@ def test_remote_code_is_off_by_default(bert, tmp_path):
     assert not trap.exists()
 
 
+def test_remote_code_runs_when_it_is_trusted(tmp_path, monkeypatch):
+    for home in ("transformers.dynamic_module_utils", "transformers.utils", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{home}.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # transformers adds its cache of modules
+    checkpoint = tmp_path / "novel"
+    checkpoint.mkdir()
+    (checkpoint / "modeling.py").write_text(
+        "import torch\n"
+        "from transformers import PretrainedConfig, PreTrainedModel\n"
+        "class C(PretrainedConfig):\n    model_type = 'novel'\n    width: int = 4\n"
+        "class M(PreTrainedModel):\n    config_class = C\n    main_input_name = 'x'\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.layer = torch.nn.Linear(config.width, config.width)\n        self.post_init()\n"
+    )
+    described = {"model_type": "novel", "width": 6, "auto_map": {"AutoConfig": "modeling.C", "AutoModel": "modeling.M"}}
+    (checkpoint / "config.json").write_text(json.dumps(described))
+    refused("Python code in its checkpoint", str(checkpoint), init=True)
+    subject = load(str(checkpoint), init=True, trust_remote_code=True)
+    assert subject.model.layer.weight.shape == (6, 6)
+
+
 def test_a_corrupt_checkpoint_is_told(bert):
     (bert / "model.safetensors").write_bytes(b"not a tensor" * 50)
     refused("cannot be loaded", str(bert))

@@ -28,7 +28,9 @@ _SPEC = (
 Html = Annotated[Path | None, typer.Option("--html", metavar="PATH", help="Write the page to this file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 NoSpectrum = Annotated[bool, typer.Option("--no-spectrum", help="Leave out singular values, the dear part.")]
-Seed = Annotated[int, typer.Option(help="Of random weights, random inputs and starting vectors.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, metavar="S", help="Of random weights, random inputs and starting vectors.")
+]
 Context = Annotated[int | None, typer.Option(metavar="N", help="Tokens per sequence. [default: 512 or the model's]")]
 Documents = Annotated[int | None, typer.Option(metavar="N", help="How many sequences. [default: 8, or all images]")]
 
