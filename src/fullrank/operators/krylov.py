@@ -19,11 +19,9 @@ from torch import Tensor
 from fullrank.errors import ShapeError
 from fullrank.operators.linear import LinearOperator
 from fullrank.operators.orthonormal import gram, orthonormalise
+from fullrank.operators.randomness import own_generator
 
 __all__ = ["Spectrum", "leading_singular_values"]
-
-_FLOOR = 1e-6
-"""Growth below this share of the largest singular value counts as none: rounding in float32."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ def leading_singular_values(
 
 def random_block(shape: tuple[int, ...], operator: LinearOperator, seed: int) -> Tensor:
     """Gaussian vectors from a generator of one's own, the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=operator.dtype).to(operator.device)
+    return torch.randn(shape, generator=own_generator(seed), dtype=operator.dtype).to(operator.device)
 
 
 def _factorised(operator: LinearOperator, k: int) -> Spectrum:
@@ -119,7 +116,8 @@ def _bidiagonalised(operator: LinearOperator, k: int, start: Tensor, tolerance: 
         G = _image_gram(earlier, known, Y)
         sigma = torch.linalg.eigvalsh(G)[..., -k:].flip(-1).clamp(min=0).sqrt()
         history = [*history[-2:], sigma]
-        settled = _settled(history, tolerance)
+        # growth below a few units of the products' rounding counts as none
+        settled = _settled(history, tolerance, 8 * torch.finfo(operator.dtype).eps)
         if iteration >= max_iterations or bool(settled.all()):
             break
         new = orthonormalise(Y, Z)
@@ -152,7 +150,7 @@ def _coefficients(basis: list[Tensor], Y: Tensor) -> Tensor:
 def _combine(basis: list[Tensor], coefficients: Tensor) -> Tensor:
     """Vectors from their coefficients in a basis given by blocks."""
     parts = coefficients.to(basis[0].dtype).split([B.shape[-1] for B in basis], -2)
-    total = basis[0] @ parts[0]
+    total: Tensor = basis[0] @ parts[0]
     for B, part in zip(basis[1:], parts[1:], strict=True):
         total = total + B @ part
     return total
@@ -164,7 +162,7 @@ def _image_gram(earlier: Tensor, known: Tensor, Y: Tensor) -> Tensor:
     return torch.cat([torch.cat([earlier.mT @ earlier, corner], -1), torch.cat([corner.mT, gram(Y)], -1)], -2)
 
 
-def _settled(history: list[Tensor], tolerance: float) -> Tensor:
+def _settled(history: list[Tensor], tolerance: float, floor: float) -> Tensor:
     # Where growth falls by a factor r from one half step to the next, what is still to come is about r/(1 − r) of the
     # last growth: slow convergence has to be more still than fast convergence. Before r is known, 1/2 is taken for it.
     sigma = history[-1]
@@ -174,5 +172,5 @@ def _settled(history: list[Tensor], tolerance: float) -> Tensor:
     if len(history) == 3:
         ratio = (growth / (history[-2] - history[-3]).clamp(min=1e-300)).clamp(max=0.9)
         to_come = growth * (ratio / (1 - ratio)).clamp(min=1)
-    still: Tensor = to_come <= tolerance * sigma + _FLOOR * sigma[..., :1]
-    return still.all(-1)
+    still: Tensor = (to_come <= tolerance * sigma + floor * sigma[..., :1]).all(-1)
+    return still

@@ -6,7 +6,7 @@ Every operator is a batch of (m × n) matrices, `shape = (*lead, m, n)`; `matmat
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,8 @@ from torch import Tensor
 __all__ = ["Centred", "LinearOperator", "Matrix", "MatrixFree", "Restricted"]
 
 
+@runtime_checkable
+@runtime_checkable
 class LinearOperator(Protocol):
     """A batch of matrices that can be multiplied from both sides; attention maps are such operators."""
 

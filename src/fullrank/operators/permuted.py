@@ -1,10 +1,10 @@
 """The null of a map: the visible entries of every row in random order, each row with its own permutation.
 
 Row statistics (entropy, Σ A²) stay as they are, structure between rows goes. Short maps get uniformly random
-permutations. Sorting is too dear for long ones; there row t gets the affine permutation i ↦ (a_t i + b_t) mod n_t of its
-n_t visible keys, a_t coprime to n_t. Rows stay independent, and every entry's position is uniform and nearly independent
-of any other entry's (exactly so for prime n_t), so that second moments, which set the edge of the spectrum, are those of
-a random permutation.
+permutations. Sorting is too dear for long ones; there row t gets the affine permutation i ↦ (a_t i + b_t) mod n_t of
+its n_t visible keys, a_t coprime to n_t. Rows stay independent, and every entry's position is uniform and nearly
+independent of any other entry's (exactly so for prime n_t), so that second moments, which set the edge of the spectrum,
+are those of a random permutation.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fullrank.operators.kept import Kept, Slab
 from fullrank.operators.masks import Mask, Shape
+from fullrank.operators.randomness import own_generator
 
 __all__ = ["affine_sources", "permuted", "sorted_sources"]
 
@@ -36,7 +37,7 @@ def permuted(kept: Kept, mask: Mask, *, seed: int) -> Kept | None:
     Returns:
         A map of the same slabs; None for a long map whose visible keys are not one interval per query.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_generator(seed)
     if kept.shape[2] * kept.shape[3] <= _SORTED:
         source = sorted_sources(mask, kept.shape, generator).to(kept.device)
         return _gathered(kept, lambda slab: source[:, :, slab.queries, slab.keys] - slab.keys.start)
