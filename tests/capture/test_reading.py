@@ -20,7 +20,7 @@ RIGHT = LEFT.flip(1)
 
 
 def sdpa(q, k, v, **options) -> KernelCall:
-    return KernelCall("sdpa", v, 0, v.dtype, query=q, key=k, **options)
+    return KernelCall("sdpa", v, v.dtype, query=q, key=k, **options)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_whatever_large_number_a_model_hides_keys_with(value, generator):
     hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
     s = s + torch.zeros(5, 5).masked_fill(hidden, value)
     v = torch.randn(1, 2, 5, 4, generator=generator)
-    reading = read(KernelCall("softmax", v, 0, v.dtype, weights=s.softmax(-1), logits=s), 1)
+    reading = read(KernelCall("softmax", v, v.dtype, weights=s.softmax(-1), logits=s), 1)
     assert reading.causal
     assert torch.equal(reading.attention.visible_count().squeeze(), torch.arange(1, 6))
 
@@ -224,3 +224,20 @@ def test_dropout_in_training_leaves_the_map_before_it_to_the_kernel():
     assert len(keep.calls) == 2
     assert_close(keep.calls[0].attention.dense().sum(-1), torch.ones(2, 4, 5))
     assert set(keep.states("stream", "mid")) == {1, 2}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_dropout_on_the_map_is_no_part_of_it(need_weights):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(32, 4, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            return x + self.attention(x, x, x, need_weights=need_weights)[0]
+
+    model = sharp(nn.Sequential(Layer(), Layer()))
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    _, weights = model[0].attention(x, x, x, average_attn_weights=False)
+    keep, _, _ = record(model.train(), lambda: model(x))
+    assert_close(keep.calls[0].attention.dense(), weights)

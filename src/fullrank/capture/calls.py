@@ -19,8 +19,8 @@ class KernelCall:
     Attributes:
         kernel: what was called.
         value: (…, keys, width), or None where it is not known.
-        sources: what the values were computed from, as bits of `Marks`.
         dtype: the kernel computes in it.
+        sources: what the values were computed from, as bits of `Marks`; a reader of one's own leaves it out.
         query: (…, queries, width).
         key: (…, keys, width).
         mask: True where visible, or what is added to the scores.
@@ -36,8 +36,8 @@ class KernelCall:
 
     kernel: str
     value: Tensor | None
-    sources: int
     dtype: torch.dtype
+    sources: int = 0
     query: Tensor | None = None
     key: Tensor | None = None
     mask: Tensor | None = None

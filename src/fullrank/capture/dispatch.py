@@ -83,8 +83,7 @@ def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> 
         with tap.collecting() as inner:
             output = function(module, query, key_, value, *args, **kwargs)
         if reader is not None:
-            with tap.silent():
-                call = reader((module, query, key_, value, *args), kwargs, output)
+            call = tap.ask(reader, (module, query, key_, value, *args), kwargs, output)
             if call is not None:
                 tap.hand_on(call)
         elif len(inner) == 1:
@@ -102,11 +101,17 @@ def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> 
 
 @contextmanager
 def _unseen(tap: Tap) -> Iterator[None]:
-    """A compiled kernel stays compiled: it must meet neither the mode nor the stance."""
+    """A compiled kernel stays compiled: it must meet neither the mode nor the stance that keeps the compiler away."""
     on_top = overrides._get_current_function_mode() is tap
-    stance = torch.compiler.set_stance("default") if "torch._dynamo" in sys.modules else nullcontext()
-    with overrides._pop_mode_temporarily() if on_top else nullcontext(), stance:
-        yield
+    with overrides._pop_mode_temporarily() if on_top else nullcontext():
+        if tap.stance is None:
+            yield
+            return
+        tap.stance.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            tap.stance.__enter__()
 
 
 def _whole(inner: KernelCall, query: Tensor, key: Tensor, value: Tensor) -> KernelCall:

@@ -126,7 +126,7 @@ class Recorder:
         if missing:
             raise ModelError(f"anatomy names {missing[0]!r}, which this {type(self.model).__name__} does not have.")
         notes: list[str] = []
-        put_back.enter_context(reference_path(self.model, notes))
+        self._tap.stance = put_back.enter_context(reference_path(self.model, notes))
         self.notes.extend(note for note in notes if note not in self.notes)
         put_back.callback(self.model.register_forward_pre_hook(lambda *_: self._begin()).remove)
         deep = bool(self._needs & {"mid", "read", "attention"})

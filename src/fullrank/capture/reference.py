@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ COMPILED = "reference path: the compiled model was run without compilation while
 
 
 @contextmanager
-def reference_path(model: nn.Module, notes: list[str]) -> Iterator[None]:
+def reference_path(model: nn.Module, notes: list[str]) -> Iterator[AbstractContextManager[None] | None]:
     """Inside, no fused encoder layers and no compiled graphs are run; afterwards the switches are as they were.
 
     Args:
@@ -27,9 +27,10 @@ def reference_path(model: nn.Module, notes: list[str]) -> Iterator[None]:
         notes: gets a sentence for each path that this model is taken off.
 
     Yields:
-        Nothing.
+        The stance that keeps the compiler away, to be left and entered again around a kernel that stays compiled.
     """
     with ExitStack() as put_back:
+        stance = None
         fast = torch.backends.mha.get_fastpath_enabled()
         put_back.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -38,10 +39,11 @@ def reference_path(model: nn.Module, notes: list[str]) -> Iterator[None]:
         ):
             notes.append(FAST_PATH)
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it takes a second
-            put_back.enter_context(torch.compiler.set_stance("force_eager"))
+            stance = torch.compiler.set_stance("force_eager")
+            put_back.enter_context(stance)
             if _compiled(model):
                 notes.append(COMPILED)
-        yield
+        yield stance
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:

@@ -31,6 +31,7 @@ class _Softmax:
     shape: torch.Size  # of the softmax
     last: bool  # over the last dimension
     used: bool = False
+    dropped: bool = False  # dropout has acted on it since
 
 
 class SoftmaxTrace:
@@ -56,6 +57,8 @@ class SoftmaxTrace:
         if name in _CARRY:
             found = self._find(args[0]) if args else None
             if found is not None and isinstance(output, Tensor):
+                # the map is what the softmax gave; dropout belongs to training, as in the fused kernel
+                found.dropped |= name.startswith("dropout") and output is not args[0]
                 self._know(output, found)
         elif name in _PRODUCTS:
             left, right = (*args[_PRODUCTS[name] :], *kwargs.values(), None, None)[:2]
@@ -121,6 +124,11 @@ class SoftmaxTrace:
         ]  # the last column may be a sink, dropped before V
         if permuted is not None and logits is not None:
             logits = logits.permute(permuted) if logits.ndim == len(permuted) else None
+        if found.dropped:
+            if logits is None or logits.numel() != weights.numel():
+                return None
+            before = found.logits.softmax(-1).to(weights.dtype)[..., : weights.shape[-1]]
+            weights = (before.permute(permuted) if permuted is not None else before).reshape(weights.shape)
         if logits is not None and logits.numel() != weights.numel():
             logits = None
         # the softmax's own shape tells the heads apart where the product folds them into the batch

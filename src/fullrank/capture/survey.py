@@ -76,7 +76,7 @@ def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module,
     tree = CallTree(groups, tap.marks)
     names = module_names(model)
     with ExitStack() as put_back, torch.no_grad():
-        put_back.enter_context(reference_path(model, notes))
+        tap.stance = put_back.enter_context(reference_path(model, notes))
         for module, name in names.items():
             hooks = _hooks(tree, name)
             put_back.callback(module.register_forward_pre_hook(hooks[0], with_kwargs=True).remove)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types as python_types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from fullrank.capture.calls import KernelCall, from_sdpa
 from fullrank.capture.marks import Marks
-from fullrank.capture.register import reader_of
+from fullrank.capture.register import Reader, reader_of
 from fullrank.capture.residual import ResidualTrace
 from fullrank.capture.softmax import SoftmaxTrace
+from fullrank.capture.tensors import tensors_in
 
 __all__ = ["Tap", "recomputing"]
 
@@ -41,6 +43,7 @@ class Tap(TorchFunctionMode):
         self.softmaxes = SoftmaxTrace()
         self.trace: ResidualTrace | None = None
         self.busy = False
+        self.stance: AbstractContextManager[None] | None = None
         self._on_call = on_call
         self._on_unread = on_unread
         self._collected: list[KernelCall] | None = None
@@ -91,6 +94,18 @@ class Tap(TorchFunctionMode):
         with self.silent():
             self._on_call(call)
 
+    def ask(self, reader: Reader, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> KernelCall | None:
+        """What a user's reader makes of a call; the sources of its values are filled in."""
+        with self.silent():
+            call = reader(args, kwargs, output)
+        if call is None or call.sources:
+            return call
+        sources = self.marks.of(call.value) or self.marks.of(call.key)
+        if not sources:  # the reader handed on views
+            for tensor in (*tensors_in(args), *tensors_in(kwargs)):
+                sources |= self.marks.of(tensor)
+        return replace(call, sources=sources)
+
     def unread(self, sentence: str) -> None:
         """Count a call that cannot be read, and say so."""
         if self.trace is not None:
@@ -104,8 +119,7 @@ class Tap(TorchFunctionMode):
             value = args[2] if len(args) > 2 else kwargs["value"]
             call = from_sdpa(output, self.marks.of(value), self._heads, args, kwargs)
         elif reader is not None:
-            with self.silent():
-                call = reader(args, kwargs, output)
+            call = self.ask(reader, args, kwargs, output)
         elif name == _FLEX:
             self.unread("attention through a flex_attention kernel was not observed: its mask and scores are code.")
         else:
