@@ -81,7 +81,8 @@ def test_missing_values_are_gaps_with_their_reason(encoder):
 def test_values_at_the_float_floor_have_their_own_mark(encoder):
     symbols = trace(encoder.figure("residual"), "block output").marker.symbol
     assert [layer for layer, symbol in enumerate(symbols) if symbol == "triangle-down"] == [4]
-    assert FLOOR in trace(encoder.figure("residual"), "block output").customdata[4][2]
+    said = trace(encoder.figure("residual"), "block output").customdata[4][2]
+    assert FLOOR in said.replace("<br>", " ")
 
 
 def test_a_heat_map_draws_the_pivot_and_says_numbers_errors_and_definition(encoder):
@@ -240,3 +241,23 @@ def test_labels_must_tell_the_reports_apart(encoder, labels):
 
 def test_the_same_model_twice_gets_numbers(encoder):
     assert encoder.overlay(encoder).labels == ("a-small-encoder (1)", "a-small-encoder (2)")
+
+
+def test_every_stack_is_drawn_at_its_own_headline_scope(encoder, decoder):
+    both = Report(rows=encoder.rows.merge(decoder.rows))
+    figure = both.figure("rms", site="stream", part="out")
+    assert list(figure.data[0].y) == pytest.approx(
+        [row.value for row in encoder.rows.where(metric="rms", site="stream", part="out")], rel=1e-5
+    )
+    assert list(figure.data[1].y) == pytest.approx(
+        [row.value for row in decoder.rows.where(metric="rms", site="stream", part="out", scope="late")], rel=1e-5
+    )
+    assert {note.text for note in figure.layout.annotations} == {"encoder", "decoder, late"}
+    assert [note.text for note in both.figure("entropy").layout.annotations] == [
+        "encoder · self",
+        "decoder · self, late",
+    ]
+
+
+def test_an_axis_names_unit_and_scope(decoder):
+    assert decoder.figure("stable_rank").layout.yaxis.title.text == "stable rank (directions), late"

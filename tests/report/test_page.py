@@ -379,6 +379,27 @@ def test_an_overlay_shows_both_reports_in_every_section(browser, made, tmp_path)
     assert page.errors() == []
 
 
+def test_stack_and_attention_selectors_lead_to_their_own_figures(browser, made, tmp_path):
+    decoder = report(layers=3, heads=2, tokens=8, causal=True, seed=4)
+    both = Report(rows=made.rows.merge(decoder.rows), about=made.about, spectra=made.spectra + decoder.spectra)
+    page = Page(browser, both.save_html(tmp_path / "stacks.html"))
+    page.tab("depth")
+    page.choose("depth", "place", "decoder")
+    shown = page.plotted("profile")["data"][0]["y"]
+    assert Select(page.one("#depth select[name=scope]")).first_selected_option.text == "late"
+    metric = Select(page.one("#depth select[name=metric]")).first_selected_option.text
+    expected = decoder.pivot(metric, site="stream", scope="late")["out"]
+    assert shown == [pytest.approx(value, rel=1e-4) for value in expected]
+    assert "late: the later half of the context" in page.one("#depth .meaning").text
+    page.tab("heads")
+    page.choose("heads", "place", "decoder · self")
+    assert len(page.plotted("map")["data"][0]["y"]) == 3
+    page.tab("spectra")
+    page.choose("spectra", "place", "decoder · self")
+    assert page.one("#spectra .said").text.startswith("layer 1, head 0 · decoder")
+    assert page.errors() == []
+
+
 def test_a_report_without_attention_or_spectra_has_a_page_too(browser, tmp_path):
     rows = [Row("encoder", layer, "stream", "out", "rms", 1.0 + layer) for layer in range(3)]
     page = Page(browser, Report(rows=Table(rows)).save_html(tmp_path / "little.html"))

@@ -122,3 +122,7 @@ def test_an_overlay_prints_both_reports(encoder):
 )
 def test_bars_are_drawn_in_eighths(share, drawn):
     assert bar(share, 4) == drawn
+
+
+def test_causal_numbers_say_which_tokens_they_are_of():
+    assert "late: the later half of the context" in shown(report(layers=2, heads=2, tokens=8, causal=True))

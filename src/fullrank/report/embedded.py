@@ -14,7 +14,7 @@ from fullrank.report.scree import sketch
 from fullrank.report.series import Series
 from fullrank.report.spectrum import HeadSpectrum
 from fullrank.report.style import TEMPLATE
-from fullrank.report.wording import number
+from fullrank.report.wording import number, scope_words
 from fullrank.table import COLUMNS, headline
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def embedded(reports: Sequence[Report], labels: Sequence[str], series: Sequence[
         "maps": _maps(series),
         "spectra": _spectra(series),
         "table": _table(reports, labels),
+        "scopes": {row.scope: scope_words(row.scope) for one in series for row in one.rows},
         "terms": {metric: _term(metric) for metric in metrics},
     }
 

@@ -78,6 +78,11 @@ class Headlines:
         return list(zip(self.columns, cells, strict=True))
 
     @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes of its columns that are not the plain one."""
+        return tuple(dict.fromkeys(column.scope for column in self.columns if column.scope != "all"))
+
+    @property
     def has_floor(self) -> bool:
         """Whether any value is marked as standing at the float floor."""
         return any(cell.floor for _, cells in self.lines for cell in cells)

@@ -10,6 +10,8 @@ from fullrank.report.glossary import term
 from fullrank.report.series import Series, select
 from fullrank.report.style import (
     DIVERGING,
+    INK,
+    LIGHT,
     MUTED,
     SEQUENTIAL,
     Spec,
@@ -17,10 +19,10 @@ from fullrank.report.style import (
     axis_name,
     caption,
     drawable,
-    escaped,
     layer_axis,
     meaning,
     panels,
+    wrapped,
 )
 from fullrank.report.wording import at_floor, evidence, number
 from fullrank.table import Row
@@ -28,6 +30,8 @@ from fullrank.table import Row
 __all__ = ["heads"]
 
 Grid = dict[tuple[int, int], Row]
+_MOST_NUMBERS = 16
+"""With more heads than this the cells are too narrow for numbers."""
 
 
 def heads(
@@ -61,24 +65,27 @@ def heads(
         places = list(dict.fromkeys((row.stack, row.part) for row in rows))
         for place in places:
             name = " · ".join(part for part in (one.label, *(place if len(places) > 1 else ())) if part)
+            scope_here = next(r.scope for r in rows if (r.stack, r.part) == place)
+            name = ", ".join((name or words.title, *((scope_here,) if scope_here != "all" else ())))
             grids.append((name, {(r.layer, r.head or 0): r for r in rows if (r.stack, r.part) == place}))
     if not grids:
         raise TableError(f"no series has {metric!r} per head at this place.")
     compared = len(series) == 2 and len(grids) == 2 and bool(set(grids[0][1]) & set(grids[1][1]))
-    return _figure(grids, metric, words.title, meaning(words), compared=compared)
+    return _figure(grids, metric, meaning(words), compared=compared)
 
 
-def _figure(grids: list[tuple[str, Grid]], metric: str, title: str, definition: str, *, compared: bool) -> Spec:
+def _figure(grids: list[tuple[str, Grid]], metric: str, definition: str, *, compared: bool) -> Spec:
     count = len(grids) + compared
     domains = panels(count, gap=0.08)
     tall = max(len({layer for layer, _ in grid}) for _, grid in grids)
+    width = max(len({head for _, head in grid}) for _, grid in grids)
     values = [drawable(row.value) for _, grid in grids for row in grid.values()]
     bar = {"thickness": 10, "outlinewidth": 0, "len": 1, "y": 0.5, "tickfont": {"size": 11, "color": MUTED}}
     layout: Spec = {
         "annotations": [],
         "height": max(300, 30 * tall + 120) if tall <= 30 else 16 * tall + 120,
         "coloraxis": {
-            "colorscale": SEQUENTIAL,
+            "colorscale": LIGHT if count == 1 and width <= _MOST_NUMBERS else SEQUENTIAL,
             "colorbar": bar | ({"x": domains[-2][1] + 0.005} if compared else {}),
             **_limits(values),
         },
@@ -89,7 +96,7 @@ def _figure(grids: list[tuple[str, Grid]], metric: str, title: str, definition: 
     for panel, (name, grid) in enumerate(grids):
         data += _map(grid, panel, definition, numbers=count == 1, colours={"coloraxis": "coloraxis"})
         _axes(layout, grid, panel, domains[panel])
-        layout["annotations"].append(caption(name or title, domains[panel][0]))
+        layout["annotations"].append(caption(name, domains[panel][0]))
     if compared:
         (first, grid), (second, other) = grids
         panel = count - 1
@@ -123,9 +130,9 @@ def _map(grid: Grid, panel: int, definition: str, *, numbers: bool, colours: Spe
         f"<br><span style='color:{MUTED}'>{definition}</span><extra></extra>",
         **colours,
     }
-    if numbers and len(columns) <= 16:
+    if numbers and len(columns) <= _MOST_NUMBERS:
         trace["text"] = [[_short(row) for row in line] for line in rows]
-        trace |= {"texttemplate": "%{text}", "textfont": {"size": 11}}
+        trace |= {"texttemplate": "%{text}", "textfont": {"size": 12, "color": INK}}
     absent = [(row.head, row.layer, row) for line in rows for row in line if row and drawable(row.value) is None]
     if not absent:
         return [trace]
@@ -145,7 +152,7 @@ def _map(grid: Grid, panel: int, definition: str, *, numbers: bool, colours: Spe
 
 
 def _evidence(row: Row | None) -> list[str]:
-    return [number(row.value), escaped(evidence(row))] if row else ["not measured", ""]
+    return [number(row.value), wrapped(evidence(row))] if row else ["not measured", ""]
 
 
 def _short(row: Row | None) -> str:

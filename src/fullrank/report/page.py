@@ -10,7 +10,7 @@ from fullrank.report.embedded import embedded, script_safe
 from fullrank.report.glossary import term
 from fullrank.report.headlines import headlines
 from fullrank.report.series import series_of
-from fullrank.report.wording import examined, row_notes
+from fullrank.report.wording import examined, row_notes, scope_words
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
@@ -37,6 +37,7 @@ def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
             label or str(report.about.get("model") or "report") for report, label in _pairs(reports, labels)
         ),
         reports=_overviews(reports, labels),
+        scope_words=scope_words,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
         css=Markup(_text("page.css")),

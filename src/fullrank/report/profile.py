@@ -20,6 +20,7 @@ from fullrank.report.style import (
     layer_axis,
     meaning,
     panels,
+    wrapped,
 )
 from fullrank.report.wording import at_floor, evidence, number
 from fullrank.table import Row
@@ -59,7 +60,7 @@ def profile(
         rows = [row for one in series for row in one.rows if row.head is None]
         select(rows, metric, scope=scope, stack=stack, site=site, part=part, source=source)
     stacks = list(dict.fromkeys(row.stack for row in everything))
-    places = list(dict.fromkeys((row.site, row.part) for row in everything))
+    places = sorted(dict.fromkeys((row.site, row.part) for row in everything), key=_order)
     domains = panels(len(stacks))
     data: list[Spec] = []
     layout: Spec = {"annotations": [], "shapes": [], "height": 420, "showlegend": len(series) * len(places) > 1}
@@ -73,10 +74,12 @@ def profile(
         layout[axis_key("y", panel)] = {
             "anchor": axis_name("x", panel),
             "type": "log" if logarithmic else "linear",
-            **({"title": {"text": escaped(words.title)}} if panel == 0 else {"matches": "y"}),
+            **({"title": {"text": escaped(_title(words.title, everything))}} if panel == 0 else {"matches": "y"}),
         }
         if len(stacks) > 1:
-            layout["annotations"].append(caption(name, domains[panel][0]))
+            layout["annotations"].append(
+                caption(_title(name, [r for r in everything if r.stack == name]), domains[panel][0])
+            )
         for index, one in enumerate(series):
             for position, place in enumerate(places):
                 rows = [row for row in found[one.label] if row.stack == name and (row.site, row.part) == place]
@@ -126,7 +129,8 @@ def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, c
         "x": [row.layer - 0.5 if middle else row.layer for row in rows],
         "y": [drawable(row.value) for row in rows],
         "customdata": [
-            [row.layer, number(row.value), escaped(evidence(row)), escaped(_place(site, part))] for row in rows
+            [row.layer, number(row.value), wrapped(evidence(row)), escaped(_title(_place(site, part), [row]))]
+            for row in rows
         ],
         "error_y": {"type": "data", "array": spread, "thickness": 1, "width": 0, "visible": any(spread)},
         "line": {"color": colour, "width": 2 if kind == "out" else 1.2, "dash": dash},
@@ -138,6 +142,17 @@ def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, c
         "hovertemplate": f"<b>layer %{{customdata[0]}}</b> %{{customdata[3]}}: <b>%{{customdata[1]}}</b>"
         f"<br>%{{customdata[2]}}<br><span style='color:{MUTED}'>{words}</span><extra>{escaped(label)}</extra>",
     }
+
+
+def _title(words: str, rows: list[Row]) -> str:
+    """The words with the scope, where all rows share one that is not the plain one."""
+    scopes = {row.scope for row in rows}
+    return f"{words}, {scopes.pop()}" if len(scopes) == 1 and "all" not in scopes else words
+
+
+def _order(place: tuple[str, str]) -> int:
+    known = (("stream", "out"), ("stream", "mid"), ("read", "out"), ("read", "mid"))
+    return known.index(place) if place in known else len(known)
 
 
 def _place(site: str, part: str) -> str:

@@ -80,7 +80,7 @@ def select(
     part: str | None = None,
     source: str | None = None,
 ) -> list[Row]:
-    """The rows of a metric at one scope (the headline one by default) and, where asked, at one place.
+    """The rows of a metric at one scope (by default the headline one of every place) and, where asked, at one place.
 
     Returns:
         At least one row.
@@ -96,12 +96,16 @@ def select(
     asked = {"stack": stack, "site": site, "part": part, "source": source}
     asked = {name: wanted for name, wanted in asked.items() if wanted is not None}
     left = [row for row in of_metric if all(getattr(row, name) == wanted for name, wanted in asked.items())]
-    scopes = sorted({row.scope for row in left})
-    chosen = scope or headline(scopes)
-    left = [row for row in left if row.scope == chosen]
+    scopes: dict[tuple[str, str, str], set[str]] = {}
+    for row in left:
+        scopes.setdefault((row.stack, row.site, row.part), set()).add(row.scope)
+    chosen = {place: scope or headline(found) for place, found in scopes.items()}
+    left = [row for row in left if row.scope == chosen[row.stack, row.site, row.part]]
     if not left:
         places = sorted({(row.stack, row.site, row.part, row.scope) for row in of_metric})
         found = "; ".join(" ".join(place) for place in places[:12])
-        wanted_text = ", ".join(f"{name}={value!r}" for name, value in (asked | {"scope": chosen}).items())
+        wanted_text = ", ".join(
+            f"{name}={value!r}" for name, value in (asked | ({"scope": scope} if scope else {})).items()
+        )
         raise TableError(f"no rows of {metric!r} with {wanted_text}; there are (stack site part scope): {found}.")
     return left

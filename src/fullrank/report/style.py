@@ -13,7 +13,7 @@ from typing import Any
 
 from fullrank.report.glossary import Term
 
-__all__ = ["ACCENT", "COLOURS", "DIVERGING", "INK", "MUTED", "SEQUENTIAL", "TEMPLATE", "Spec"]
+__all__ = ["ACCENT", "COLOURS", "DIVERGING", "INK", "LIGHT", "MUTED", "SEQUENTIAL", "TEMPLATE", "Spec"]
 
 Spec = dict[str, Any]
 
@@ -22,6 +22,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's, strongest first."""
 ACCENT = COLOURS[1]
 SEQUENTIAL = [[0, "#f7f5ee"], [0.3, "#d5e3ea"], [0.55, "#a6cadc"], [0.75, "#4f90ba"], [1, "#123f66"]]
+LIGHT = [[0, "#faf8f2"], [0.35, "#d9e6ec"], [0.7, "#a3c8db"], [1, "#5f9fc6"]]
+"""For cells with numbers in them: dark ink keeps a contrast above 4.5 on every shade."""
 DIVERGING = [[0, "#b04a00"], [0.25, "#e5ab7d"], [0.5, "#f6f5f1"], [0.75, "#8db8cf"], [1, "#10508a"]]
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 
@@ -65,10 +67,14 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
-def meaning(words: Term, *, width: int = 58) -> str:
+def wrapped(text: str) -> str:
+    """Text in lines short enough for a hover."""
+    return "<br>".join(escaped(line) for line in textwrap.wrap(text, 60, max_lines=6, placeholder=" …"))
+
+
+def meaning(words: Term) -> str:
     """A metric's definition as the last lines of a hover."""
-    lines = textwrap.wrap(words.definition, width, max_lines=5, placeholder=" …")
-    return "<br>".join(escaped(line) for line in lines)
+    return wrapped(words.definition)
 
 
 def layer_axis(layers: list[int]) -> Spec:

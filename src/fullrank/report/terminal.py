@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fullrank.report.headlines import Cell, Column, Headlines, headlines
 from fullrank.report.series import series_of
-from fullrank.report.wording import examined, row_notes
+from fullrank.report.wording import examined, row_notes, scope_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +33,7 @@ def render(
         yield from _header(report, label)
         yield Text()
         floor = False
+        scopes: dict[str, None] = {}
         for one in series_of((report,), ("",)):
             for table in headlines(one.rows):
                 title = Text(table.title, style="bold")
@@ -42,6 +43,9 @@ def render(
                 for part in _fitting(table, width):
                     yield _grid(part, width=width, ascii_only=ascii_only)
                 floor = floor or table.has_floor
+                scopes |= dict.fromkeys(table.scopes)
+        for scope in scopes:
+            yield Text(f"{scope}: {scope_words(scope)}", style="dim")
         if floor:
             yield Text(
                 f"{_floor(ascii_only)} made of rounding: the tokens differ by no more than the float floor", style="dim"

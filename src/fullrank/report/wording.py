@@ -9,7 +9,7 @@ from typing import Any
 
 from fullrank.table import Row, Table
 
-__all__ = ["at_floor", "evidence", "examined", "number", "row_notes"]
+__all__ = ["at_floor", "evidence", "examined", "number", "row_notes", "scope_words"]
 
 MISSING = "–"
 
@@ -41,6 +41,17 @@ def evidence(row: Row) -> str:
     if row.note:
         said.append(row.note)
     return " · ".join(said)
+
+
+def scope_words(scope: str) -> str:
+    """What a scope was taken over, in words."""
+    words = {
+        "all": "all real tokens; of attention, the rows that see at least min(32, T/4) keys",
+        "late": "the later half of the context",
+        "no-sink": "without the keys that hold most of a head's attention, rows renormalised",
+        "samples": "over samples instead of tokens",
+    }
+    return "; ".join(words.get(part, part) for part in scope.split("+"))
 
 
 def at_floor(row: Row) -> bool:

@@ -25,7 +25,10 @@ function draw(element, figure, logarithmic = false) {
       .map((note) => (note.yref === "paper" ? note : { ...note, y: Math.log10(note.y) }));
     layout.shapes = (layout.shapes || []).filter((shape) => shape.y0 > 0);
   }
-  delete layout.title; /* the page says it above the figure */
+  if (layout.title) { /* the page says it above the figure */
+    delete layout.title;
+    layout.margin = { ...layout.margin, t: DATA.template.layout.margin.t };
+  }
   if (narrow()) {
     traces = structuredClone(traces);
     fitNarrow(traces, layout);
@@ -39,9 +42,11 @@ function draw(element, figure, logarithmic = false) {
 function fitNarrow(traces, layout) {
   layout.margin = { ...DATA.template.layout.margin, ...layout.margin, l: 46, r: 8 };
   const maps = traces.filter((trace) => trace.type === "heatmap");
-  for (const map of maps) Object.assign(map, { xgap: 1, ygap: 1, ...(map.texttemplate && { textfont: { size: 9 } }) });
+  for (const map of maps) Object.assign(map, { xgap: 1, ygap: 1, ...(map.texttemplate && { textfont: { ...map.textfont, size: 9 } }) });
   if (maps.length === 1) {
-    layout.coloraxis.colorbar = { ...layout.coloraxis.colorbar, orientation: "h", y: -0.2, x: 0.5, len: 1 };
+    const tall = layout.height - layout.margin.t - layout.margin.b;
+    const below = { orientation: "h", x: 0.5, len: 1, yanchor: "top", y: -62 / tall };
+    layout.coloraxis.colorbar = { ...layout.coloraxis.colorbar, ...below };
     return;
   }
   const count = maps.length;
@@ -66,11 +71,12 @@ function options(select, values, chosen) {
   select.disabled = values.length < 2;
 }
 
-function explain(paragraph, metric) {
+function explain(paragraph, metric, scope) {
   const entry = DATA.terms[metric] || {};
   paragraph.replaceChildren(termOf(metric), document.createTextNode(entry.definition ? `: ${entry.definition} ` : " "));
   const ends = ["healthy", "collapsed"].filter((name) => entry[name]).map((name) => `${name}: ${entry[name]}`);
   if (ends.length) paragraph.append(make("span", ends.join(" · "), { class: "aside" }));
+  paragraph.append(make("span", `${scope}: ${DATA.scopes[scope]}`, { class: "aside" }));
 }
 
 function termOf(metric) {
@@ -90,9 +96,10 @@ function chooser(panel, source, plot, after = () => {}) {
     options(fields.metric, unique(source.figures.map((one) => one.metric)), metric);
     options(fields.place, unique(ofMetric.map((one) => one.place)), fields.place.value);
     const here = ofMetric.filter((one) => one.place === fields.place.value);
-    options(fields.scope, here.map((one) => one.scope), state.scope || source.headline[metric]);
+    const scopes = here.map((candidate) => candidate.scope);
+    options(fields.scope, scopes, scopes.includes(state.scope) ? state.scope : source.headline[metric]);
     const one = here.find((candidate) => candidate.scope === fields.scope.value);
-    explain(panel.querySelector(".meaning"), metric);
+    explain(panel.querySelector(".meaning"), metric, one.scope);
     draw(plot, one.figure, fields.log && fields.log.checked);
     const missing = (one.figure.layout.meta || {}).missing || [];
     panel.querySelector(".missing").textContent = missing.length ? `Not available: ${missing.join("; ")}` : "";
