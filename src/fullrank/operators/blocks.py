@@ -86,6 +86,8 @@ class ScoreBlocks:
             self.centre = key.mean(2, keepdim=True)
             key = key - self.centre
         self.key = key.flatten(0, 1)  # (batch · key heads, keys, width)
+        norm = torch.linalg.vector_norm(key, dim=-1).amax(-1) if key.shape[2] else key.new_zeros(key.shape[:2])
+        self.key_norm = norm.repeat_interleave(scores.group, 1)[..., None]  # the largest, (batch, heads, 1)
         self._buffers = [key.new_empty(0), key.new_empty(0)]
 
     def buffer(self, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -100,6 +102,12 @@ class ScoreBlocks:
         scores = self.scores
         q = scores.query[:, :, rows].to(self.key.dtype) * scores.factor
         return q.reshape(q.shape[0], q.shape[1] // scores.group, scores.group * q.shape[2], q.shape[3])
+
+    def query_norm(self, rows: slice) -> Tensor:
+        """‖scale · q‖ of each query, (batch, heads, rows)."""
+        q = self.stacked_query(rows)
+        norm: Tensor = torch.linalg.vector_norm(q, dim=-1)
+        return norm.view(q.shape[0], self.scores.shape[1], -1)
 
     def raw(self, rows: slice, span: Span) -> tuple[Tensor, Tensor | None]:
         """Scores (batch, heads, rows, keys of the span) before the mask, and the shift taken from each row."""

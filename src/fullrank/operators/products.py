@@ -123,6 +123,7 @@ def _blocks(scores: Scores) -> Iterator[tuple[Tile, slice, slice, Tensor]]:
         for rows, span in zip(tile.rows, part.mask.spans(tile.rows, part.shape), strict=True):
             if span.start < span.stop:
                 yield tile, rows, slice(span.start, span.stop), blocks.weights(rows, span)
+        del blocks  # before the next tile's keys and buffers are made
 
 
 def _heads(values: Tensor, heads: slice, all_heads: int) -> Tensor:

@@ -48,6 +48,7 @@ def summarise(scores: Scores, groups: Bool[Tensor, "groups batch queries"] | Non
             columns[:, *at, span.start : span.stop] += mass
             for name, value in found.items():
                 out[name][*at, rows] = value
+        del blocks  # before the next tile's keys and buffers are made
     hidden = visible == 0
     rows_of = {name: tensor.masked_fill_(hidden, torch.nan) for name, tensor in out.items()}
     columns /= weight.sum(-1)[..., None]  # 0/0 for a group without rows
@@ -62,6 +63,7 @@ def _block(blocks: ScoreBlocks, rows: slice, span: Span, n: Tensor, weight: Tens
     for edge, hidden in edges:
         s[..., edge].masked_fill_(hidden, -torch.inf)
     m, top = blocks.shift_by_maximum(s)
+    largest = _largest(blocks, s, top if shift is None else top.double() + shift, rows, span)
     blocks.clamp(s, edges)
     p = torch.exp(s, out=blocks.buffer(1, tuple(s.shape)))
     for edge, hidden in edges:
@@ -80,11 +82,40 @@ def _block(blocks: ScoreBlocks, rows: slice, span: Span, n: Tensor, weight: Tens
         "log_sum_exp": shifted + Z.log(),
         "entropy": (row_sum * Z.log() - E / Z).clamp(min=0),
         "inverse_participation": Y / Z**2,
-        "max_logit": top if shift is None else top.double() + shift,
+        "max_logit": largest,
         "logit_mean": mean if shift is None else mean + shift,
         "logit_std": std,
         "row_sum": row_sum,
     }, mass
+
+
+def _largest(blocks: ScoreBlocks, s: Tensor, top: Tensor, rows: slice, span: Span) -> Tensor:
+    """The row maxima, taken again in float64 where float32 does not resolve them; `s` are the shifted scores."""
+    # a maximum near 0 may be the small sum of large terms, and so may its rivals: the first few are looked at
+    scores = blocks.scores
+    top = top.double()
+    if s.dtype == torch.float64:
+        return top
+    if s.device.type == "cpu":
+        error = 1e-7 * blocks.query_norm(rows) * blocks.key_norm
+        b, h, t = ((top.abs() < 1e4 * error) & (error > 1e-7)).nonzero(as_tuple=True)
+        if not len(b):
+            return top
+    else:  # asking whether there are any would make the device wait
+        b, h, t = (
+            x.flatten() for x in torch.meshgrid(*(torch.arange(n, device=s.device) for n in top.shape), indexing="ij")
+        )
+    near, key = s[b, h, t].topk(min(4, s.shape[3]), dim=-1)
+    q = scores.query[:, :, rows][b, h, t].double() * scores.factor
+    k = scores.key[b[:, None], h[:, None] // scores.group, span.start + key].double()
+    exact = (k @ q[:, :, None])[..., 0]
+    if scores.softcap is not None:
+        exact = scores.softcap * (exact / scores.softcap).tanh()
+    bias = scores.bias_block(rows, slice(span.start, span.stop))
+    if bias is not None:
+        exact = exact + bias.expand(s.shape)[b[:, None], h[:, None], t[:, None], key]
+    top[b, h, t] = exact.masked_fill(near == -torch.inf, -torch.inf).amax(-1)
+    return top
 
 
 def _moments(
