@@ -2,6 +2,9 @@
 
 from fullrank.operators.attention import AttentionMap, AttentionOperator
 from fullrank.operators.dense import DenseAttention
+from fullrank.operators.krylov import Spectrum, leading_singular_values
+from fullrank.operators.linear import Centred, LinearOperator, Matrix, MatrixFree, Restricted
+from fullrank.operators.markov import exponential_markov, gaussian_logit_markov, lognormal_markov
 from fullrank.operators.masks import (
     Arbitrary,
     BlockLocal,
@@ -17,6 +20,12 @@ from fullrank.operators.masks import (
     recognise,
 )
 from fullrank.operators.scores import Scores
+from fullrank.operators.spectra import (
+    AttentionSpectra,
+    attention_singular_values,
+    attention_spectra,
+    full_spectrum,
+)
 from fullrank.operators.summary import Summary
 from fullrank.operators.uniform import Difference, Uniform
 
@@ -24,20 +33,34 @@ __all__ = [
     "Arbitrary",
     "AttentionMap",
     "AttentionOperator",
+    "AttentionSpectra",
     "BlockLocal",
     "Causal",
+    "Centred",
     "DenseAttention",
     "Difference",
     "Full",
     "Intervals",
+    "LinearOperator",
     "Mask",
+    "Matrix",
+    "MatrixFree",
     "Packed",
     "Padding",
     "Prefix",
+    "Restricted",
     "Scores",
     "SlidingWindow",
+    "Spectrum",
     "Summary",
     "Uniform",
+    "attention_singular_values",
+    "attention_spectra",
+    "exponential_markov",
     "from_additive",
+    "full_spectrum",
+    "gaussian_logit_markov",
+    "leading_singular_values",
+    "lognormal_markov",
     "recognise",
 ]
