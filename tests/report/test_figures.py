@@ -261,3 +261,12 @@ def test_every_stack_is_drawn_at_its_own_headline_scope(encoder, decoder):
 
 def test_an_axis_names_unit_and_scope(decoder):
     assert decoder.figure("stable_rank").layout.yaxis.title.text == "stable rank (directions), late"
+
+
+def test_cells_hold_two_decimals_and_exponents_only_where_the_whole_map_is_small():
+    def texts(*values):
+        rows = [Row("e", 1, "attention", "self", "entropy", value, head=h) for h, value in enumerate(values)]
+        return list(Report(rows=Table(rows)).figure("entropy").data[0].text[0])
+
+    assert texts(0.5, 0.0008, 12.3, -0.25) == [".50", "0", "12.3", "−.25"]
+    assert texts(2e-5, 1e-5) == ["2.0e−5", "1.0e−5"]

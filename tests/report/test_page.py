@@ -326,6 +326,18 @@ def test_a_model_name_with_markup_is_shown_as_text_everywhere(browser, tmp_path,
     assert page.errors() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("/home/me/checkpoints/run-7/step-100", "run-7/step-100"),
+        ("org/model", "org/model"),
+        ("./checkpoint", "./checkpoint"),
+    ],
+)
+def test_the_heading_is_the_end_of_a_long_path(name, title):
+    assert f"<h1>{title}</h1>" in Report(rows=Table(), about={"model": name}).to_html()
+
+
 def test_the_source_of_the_page_carries_no_name_as_markup(made):
     html = report(model=EVIL, layers=2, heads=2, tokens=8, stack=EVIL, notes=[EVIL]).to_html()
     assert EVIL not in html

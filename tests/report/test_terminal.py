@@ -126,3 +126,8 @@ def test_bars_are_drawn_in_eighths(share, drawn):
 
 def test_causal_numbers_say_which_tokens_they_are_of():
     assert "late: the later half of the context" in shown(report(layers=2, heads=2, tokens=8, causal=True))
+
+
+def test_a_long_path_is_folded_not_cut():
+    name = "/somewhere/" + "very-long-directory/" * 8 + "model"
+    assert name in "".join(shown(report(layers=1, heads=1, tokens=4, model=name), 80).replace(" ", "").split("\n"))

@@ -131,7 +131,8 @@ def _map(grid: Grid, panel: int, definition: str, *, numbers: bool, colours: Spe
         **colours,
     }
     if numbers and len(columns) <= _MOST_NUMBERS:
-        trace["text"] = [[_short(row) for row in line] for line in rows]
+        largest = max((abs(row.value) for line in rows for row in line if row and row.value is not None), default=0.0)
+        trace["text"] = [[_short(row, largest) for row in line] for line in rows]
         trace |= {"texttemplate": "%{text}", "textfont": {"size": 12, "color": INK}}
     absent = [(row.head, row.layer, row) for line in rows for row in line if row and drawable(row.value) is None]
     if not absent:
@@ -155,11 +156,12 @@ def _evidence(row: Row | None) -> list[str]:
     return [number(row.value), wrapped(evidence(row))] if row else ["not measured", ""]
 
 
-def _short(row: Row | None) -> str:
+def _short(row: Row | None, largest: float) -> str:
+    """A number that fits a cell: two decimals, no leading zero; exponents only where the whole map is that small."""
     if row is None or row.value is None:
         return ""
     text = number(row.value)
-    if abs(row.value) < 1 and "e" not in text:
+    if abs(row.value) < 1 and largest >= 0.1:
         text = f"{row.value:.2f}".replace("-", "−")
         text = text.replace("0.", ".", 1) if text not in ("0.00", "−0.00") else "0"
     return text + ("⌊" if at_floor(row) else "")

@@ -10,7 +10,7 @@ from fullrank.report.embedded import embedded, script_safe
 from fullrank.report.glossary import term
 from fullrank.report.headlines import headlines
 from fullrank.report.series import series_of
-from fullrank.report.wording import examined, row_notes, scope_words
+from fullrank.report.wording import examined, model_title, row_notes, scope_words
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
@@ -33,9 +33,7 @@ def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
     data = embedded(reports, labels, series)
     return _render(
         "page.html",
-        title=" and ".join(
-            label or str(report.about.get("model") or "report") for report, label in _pairs(reports, labels)
-        ),
+        title=" and ".join(label or model_title(report.about) for report, label in _pairs(reports, labels)),
         reports=_overviews(reports, labels),
         scope_words=scope_words,
         terms=[term(metric) for metric in data["terms"]],
@@ -61,7 +59,7 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
         overviews.append(
             {
                 "label": label,
-                "model": str(report.about.get("model") or "report"),
+                "model": model_title(report.about),
                 "facts": examined(report.about),
                 "notes": [str(note) for note in report.about.get("notes") or []],
                 "row_notes": row_notes(report.rows),

@@ -73,7 +73,7 @@ def _header(report: Report, label: str) -> Iterator[RenderableType]:
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for name, words in facts:
         if name != "created":
-            grid.add_row(Text(name, style="dim"), Text(words, style="bold" if name == "model" else ""))
+            grid.add_row(Text(name, style="dim"), Text(words, style="bold" if name == "model" else "", overflow="fold"))
     yield grid
 
 
@@ -164,7 +164,7 @@ def _notes(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
     yield Text("\nnotes", style="bold")
     notes = Grid.grid(padding=(0, 1, 0, 0))
     for note in said[:_MOST_NOTES]:
-        notes.add_row("-" if ascii_only else "·", Text(note))
+        notes.add_row("-" if ascii_only else "·", Text(note, overflow="fold"))
     yield notes
     if len(said) > _MOST_NOTES:
         yield Text(f"  and {len(said) - _MOST_NOTES} more, in the saved report and in report.notes", style="dim")

@@ -9,7 +9,7 @@ from typing import Any
 
 from fullrank.table import Row, Table
 
-__all__ = ["at_floor", "evidence", "examined", "number", "row_notes", "scope_words"]
+__all__ = ["at_floor", "evidence", "examined", "model_title", "number", "row_notes", "scope_words"]
 
 MISSING = "–"
 
@@ -57,6 +57,13 @@ def scope_words(scope: str) -> str:
 def at_floor(row: Row) -> bool:
     """Whether the value is marked as standing at the float floor of the run's dtype."""
     return row.value is not None and "floor" in row.note
+
+
+def model_title(about: Mapping[str, Any]) -> str:
+    """The model's name as a heading: of a long path its last two parts, the whole being said below."""
+    name = str(about.get("model") or about.get("architecture") or "report")
+    parts = [part for part in name.split("/") if part]
+    return "/".join(parts[-2:]) if len(parts) > 2 and name[0] in "/.~" else name
 
 
 def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
