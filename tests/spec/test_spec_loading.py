@@ -205,7 +205,7 @@ def test_an_unknown_architecture_or_option_is_answered_with_close_matches():
 
 
 def test_values_that_the_constructor_refuses_are_told():
-    refused("expected int, got str", "arch:bert?hidden_size=wide")
+    refused("gives no configuration|no model can be built", "arch:bert?hidden_size=wide")
     refused("not a multiple", f"{SMALL}&num_attention_heads=3".replace("num_attention_heads=2&", ""))
     refused("part of another model", "arch:siglip_text_model")
 
@@ -280,6 +280,22 @@ def test_tensors_missing_from_a_checkpoint_are_noted(bert):
     assert equal(subject.model, load(str(bert)).model)  # those too are seeded
 
 
+def test_a_tokenizer_that_is_there_but_cannot_be_loaded_is_noted(bert):
+    (bert / "tokenizer.json").write_text("{}")
+    subject = load(str(bert))
+    assert subject.tokenizer is None
+    assert len(subject.notes) == 1
+    assert subject.notes[0].startswith("its tokenizer could not be loaded: ")
+
+
+def test_a_checkpoint_without_a_tokenizer_has_none_and_no_note(bert):
+    for file in bert.glob("token*"):
+        file.unlink()
+    subject = load(str(bert))
+    assert subject.tokenizer is None
+    assert subject.notes == ()
+
+
 def test_directories_that_are_no_checkpoints_are_told(bert, tmp_path):
     (tmp_path / "empty").mkdir()
     refused("has no config.json", str(tmp_path / "empty"))
@@ -295,7 +311,7 @@ def test_directories_that_are_no_checkpoints_are_told(bert, tmp_path):
         ("{", "JSON"),
         ("{}", "does not say its 'model_type'"),
         (json.dumps({"model_type": "brt"}), "unknown to this transformers"),
-        (json.dumps({"model_type": "bert", "hidden_size": "wide"}), "cannot be read"),
+        (json.dumps({"model_type": "bert", "hidden_size": "wide"}), "cannot be read|no model can be built"),
     ],
 )
 def test_configurations_that_are_none_are_told(tmp_path, content, says):

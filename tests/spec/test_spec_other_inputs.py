@@ -96,6 +96,18 @@ def test_a_checkpoints_processor_prepares_images(tmp_path, vit, pictures):
     torch.testing.assert_close(given.batches[0]["pixel_values"][0, 0], torch.full((32, 32), 0.5))
 
 
+def test_a_processor_that_is_there_but_cannot_be_loaded_is_noted(tmp_path, vit, pictures):
+    from fullrank.spec.quiet import quiet
+
+    with quiet():
+        vit.model.save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
+    subject = load(str(tmp_path / "vit"))
+    assert subject.image_processor is None
+    assert subject.notes[0].startswith("its image processor could not be loaded: ")
+    assert "resizing" in inputs(subject, images=pictures / "b.png").description
+
+
 def test_images_that_cannot_be_read_are_named(vit, pictures):
     (pictures / "broken.png").write_bytes(b"no image at all")
     (pictures / "cut.png").write_bytes((pictures / "b.png").read_bytes()[:60])

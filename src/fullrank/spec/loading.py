@@ -15,7 +15,7 @@ from torch import nn
 
 from fullrank.errors import SpecError
 from fullrank.spec import configuration, weights
-from fullrank.spec.companions import image_processor_of, tokenizer_of
+from fullrank.spec.companions import Companions, companions_of
 from fullrank.spec.grammar import Spec, close_matches, parse
 from fullrank.spec.quiet import forked_rng, quiet, transformers_or_refuse
 from fullrank.spec.subject import Subject, describe, first_option, modality, positions
@@ -139,29 +139,29 @@ def _from_transformers(
         )
     model = _placed(model, device=device, dtype=None)
     reads = modality(model)
-    tokenizer = processor = None
     place = spec.target if checkpoint else str(Path(spec.target).parent) if spec.kind == "config" else None
+    found = Companions()
     if place is not None:
-        companions = {
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "local_files_only": checkpoint is not None and checkpoint.local_only,
-        }
-        if reads in ("text", "multimodal", "audio"):
-            tokenizer = tokenizer_of(place, **companions)
-        if reads in ("vision", "multimodal"):
-            processor = image_processor_of(place, **companions)
+        found = companions_of(
+            place,
+            text=reads in ("text", "multimodal"),
+            images=reads in ("vision", "multimodal"),
+            files=(checkpoint or weights.on_disk(place)).files or (),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=checkpoint is not None and checkpoint.local_only,
+        )
     return Subject(
         model=model,
         name=spec.text,
         description=describe(model, f"random initialisation, seed {seed}" if fresh else "pretrained weights"),
         fresh=fresh,
         modality=reads,
-        tokenizer=tokenizer,
-        image_processor=processor,
+        tokenizer=found.tokenizer,
+        image_processor=found.image_processor,
         positions=positions(model),
         vocabulary=_vocabulary(model),
-        notes=notes,
+        notes=(*notes, *found.notes),
     )
 
 
