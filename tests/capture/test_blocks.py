@@ -134,7 +134,7 @@ def test_mamba_has_no_token_attention():
     model = hf.MambaModel(hf.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=50, state_size=4)).eval()
     keep, recorder, _ = record(model, lambda: model(ids(), use_cache=False))
     assert recorder.anatomy.stacks[0].paths == ("layers.0", "layers.1")
-    assert recorder.anatomy.stacks[0].heads is None
+    assert (recorder.anatomy.stacks[0].name, recorder.anatomy.stacks[0].heads) == ("backbone", None)
     assert any("no token attention" in note for note in recorder.notes)
     assert list(keep.states()) == [0, 1, 2]
     assert not keep.calls
@@ -145,7 +145,7 @@ def test_longformer_says_that_its_band_is_not_reported():
     model = hf.LongformerModel(config).eval()
     keep, recorder, _ = record(model, lambda: model(ids(2, 8)))
     assert not keep.calls
-    assert any("softmax in the blocks of encoder" in note for note in recorder.notes)
+    assert any("softmax in the blocks of backbone" in note for note in recorder.notes)
 
 
 def test_attention_outside_of_the_blocks_is_left_out_and_said():
@@ -223,3 +223,93 @@ def test_channel_attention_beside_token_attention():
     keep, recorder, _ = record(sharp(model), lambda: model(states()))
     assert [(call.layer, call.attention.shape) for call in keep.calls] == [(2, (3, 4, 9, 9))]
     assert any("not attention over tokens" in note for note in recorder.notes)
+
+
+def test_lists_of_lists_are_one_stack():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.ModuleList(
+                nn.ModuleList(Block(32, 4, fused=True, causal=False) for _ in range(depth)) for depth in (1, 2)
+            )
+
+        def forward(self, x):
+            for stage in self.stages:
+                for block in stage:
+                    x = block(x)
+            return x
+
+    (stack,) = anatomy_of(Nested(), states()).stacks
+    assert (stack.name, stack.paths) == ("encoder", ("stages.0.0", "stages.1.0", "stages.1.1"))
+
+
+def test_sublayers_in_lists_side_by_side_are_not_taken_for_blocks():
+    class Sublayers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attentions = nn.ModuleList(Attention(32, 4, fused=True) for _ in range(2))
+            self.mlps = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+
+        def forward(self, x):
+            for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+                x = x + attention(x)
+                x = x + mlp(x)
+            return x
+
+    with pytest.raises(ModelError, match="no repeated blocks"):
+        anatomy_of(Sublayers(), states())
+
+
+class GridBlock(nn.Module):
+    """Window attention on a grid of tokens, (sequences, rows, columns, width), as in timm's Swin."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(32), Attention(32, 4, fused=True, causal=False)
+        self.norm2, self.mlp = nn.LayerNorm(32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        sequences, rows, columns, width = x.shape
+        y = self.norm1(x).view(sequences, rows // 2, 2, columns // 2, 2, width).transpose(2, 3)
+        y = self.attention(y.reshape(-1, 4, width))
+        y = y.view(sequences, rows // 2, columns // 2, 2, 2, width).transpose(2, 3)
+        x = x + y.reshape(x.shape)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_a_grid_of_tokens_is_a_sequence_of_tokens():
+    model = sharp(nn.Sequential(GridBlock(), GridBlock()))
+    x = torch.randn(2, 4, 6, 32, generator=torch.Generator().manual_seed(0))
+    keep, recorder, _ = record(model, lambda: model(x))
+    assert recorder.anatomy.stacks[0].grid
+    assert torch.equal(keep.states()[0], x.flatten(1, 2))
+    assert torch.equal(keep.states()[2], model(x).flatten(1, 2))
+    assert set(keep.states("stream", "mid")) == {1, 2}
+    assert [call.attention.shape for call in keep.calls] == [(12, 4, 4, 4)] * 2
+
+
+def test_channels_first_is_not_taken_for_tokens():
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))).eval()
+    x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    keep, recorder, _ = record(model, lambda: model(x))
+    assert not keep.events
+    assert any("which axis holds tokens is not known" in note for note in recorder.notes)
+
+
+def test_blocks_with_something_else_between_each_two_of_them():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shrink = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+            self.blocks = nn.ModuleList(Block(32, 4, fused=True, causal=False) for _ in range(3))
+
+        def forward(self, x):
+            for shrink, block in zip(self.shrink, self.blocks, strict=True):
+                x = block(shrink(x)[:, 1:])
+            return x
+
+    model = sharp(Pyramid())
+    keep, recorder, _ = record(model, lambda: model(states()))
+    assert recorder.anatomy.stacks[0].paths == ("blocks.0", "blocks.1", "blocks.2")
+    assert [state.shape[1] for state in keep.states().values()] == [8, 8, 7, 6]
+    assert list(keep.states("read", "out")) == [0]  # what the later blocks read is no layer's output

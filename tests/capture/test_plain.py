@@ -92,7 +92,7 @@ def test_what_is_no_attention_over_tokens_is_not_reported_as_such(way):
     keep, recorder, _ = record(model, lambda: run(model, states()))
     assert not keep.calls
     assert list(keep.states()) == [0, 1, 2]
-    assert "stack encoder: no token attention was seen in its 2 blocks." in recorder.notes
+    assert "stack backbone: no token attention was seen in its 2 blocks." in recorder.notes
 
 
 class Router(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from fullrank.capture.visits import Visit
@@ -23,6 +23,7 @@ class Stack:
         width: of the stream, after the first block.
         causal: whether its self-attention never looks ahead.
         tokens_first: whether the stream is (tokens, sequences, width).
+        grid: whether it is (sequences, rows, columns, width).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stack:
     width: int
     causal: bool
     tokens_first: bool = False
+    grid: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,29 @@ class Anatomy:
 _VISION = re.compile(r"(^|[._])(vision|visual|image)", re.IGNORECASE)
 
 
-def stack_names(firsts: Sequence[Visit], looks_back: Sequence[bool]) -> list[str]:
+def stack_names(firsts: Sequence[Visit], roles: Sequence[Set[str]]) -> list[str]:
     """A name for each stack.
 
     `vision` where images go in (the nearest module around the blocks that is called with pixels or token ids decides,
-    then the path); else `decoder` where self-attention is causal or there is cross-attention; else `encoder`.
+    then the path); else `decoder` where self-attention is causal or there is cross-attention; else `encoder`;
+    `backbone` where there is no attention at all.
 
     Args:
         firsts: the first block call of each stack.
-        looks_back: whether the stack is causal or attends to another one.
+        roles: of each stack's attention, any of `self`, `causal` and `cross`; empty without attention.
 
     Returns:
         Names, told apart by `.1`, `.2`, … where needed.
     """
     names: list[str] = []
-    for first, back in zip(firsts, looks_back, strict=True):
+    for first, role in zip(firsts, roles, strict=True):
         kind = next((visit.input_kind for visit in first.ancestors() if visit.input_kind), None)
-        if kind == "vision" or (kind is None and _VISION.search(first.path)):
+        if not role:
+            name = "backbone"
+        elif "cross" not in role and (kind == "vision" or (kind is None and _VISION.search(first.path))):
             name = "vision"
         else:
-            name = "decoder" if back else "encoder"
+            name = "decoder" if role & {"causal", "cross"} else "encoder"
         taken = sum(other.split(".")[0] == name for other in names)
         names.append(f"{name}.{taken}" if taken else name)
     return names

@@ -34,8 +34,8 @@ def find_stacks(groups: Iterable[Group]) -> list[list[Visit]]:
     """
     candidates = [trimmed for group in groups if (trimmed := _trimmed(group)).visits]
     attending = [group for group in candidates if group.attending and group.in_sequence()]
-    if not attending:
-        attending = [group for group in candidates if group.attending]
+    if not attending and any(group.attending for group in candidates):
+        return []  # lists of sublayers side by side: what goes through them is not the residual stream
     if not attending:
         return _without_attention(candidates)
     stacks = []
@@ -126,7 +126,7 @@ def _blocks_inside(outer: Group, groups: list[Group]) -> list[Visit]:
 
 def _hands_on(group: Group) -> bool:
     # parallel attention modules in a list are of one class too, but do not feed each other
-    return len(group.visits) == 1 or any(visit.chained for visit in group.visits)
+    return len(group.visits) == 1 or any(visit.chained or visit.residual for visit in group.visits)
 
 
 def _without_attention(groups: list[Group]) -> list[list[Visit]]:

@@ -177,8 +177,8 @@ class Recorder:
             return
         if self._scene.modules and self._scene.modules[-1][1] is module:
             self._scene.modules.pop()
-        if self._tap.trace is not None and args and is_norm(module):
-            self._tap.trace.see_norm(args[0], output)
+        if self._tap.traces and args and is_norm(module):
+            self._tap.traces[-1].see_norm(args[0], output)
 
     def _on_call(self, call: Any) -> None:
         if self._scene is not None:

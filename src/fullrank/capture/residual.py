@@ -78,7 +78,7 @@ class ResidualTrace:
         states = [state for item in args if (state := self._state(item)) is not None]
         if not states:
             return
-        if name in _ADD and isinstance(output, Tensor) and output.shape == self._shape:
+        if name in _ADD and isinstance(output, Tensor) and self._is_stream(output):
             operand = max(states, key=lambda state: state.order)
             self._keep(_State(output, "sum", operand.order + 1, self.attention, operand))
         elif name in _SAME and isinstance(output, Tensor) and (state := self._state(args[0])) is not None:
@@ -107,7 +107,7 @@ class ResidualTrace:
         state.read = True
         norm = _State(output, "norm", state.order, state.attention, state)
         self._keep(norm)
-        if output.shape == self._shape:
+        if self._is_stream(output):
             self._norms.append(norm)
 
     def finish(self, output: Tensor) -> Followed:
@@ -116,12 +116,24 @@ class ResidualTrace:
         Returns:
             The state between attention and MLP and what the norms handed on.
         """
-        read_input = next((norm.value for norm in self._norms if norm.of is self._input and norm.intact), None)
+        read_input = self._normed(self._input)
         mid = self._between(output)
         if mid is None:
             return Followed(read_input=read_input)
-        read_mid = next((norm.value for norm in self._norms if norm.of is mid and norm.intact), None)
-        return Followed(mid.value, read_input, read_mid)
+        return Followed(mid.value.reshape(self._shape), read_input, self._normed(mid))
+
+    def adds_to_input(self, output: Tensor | None) -> bool:
+        """Whether what the block returned is a sum that its input entered, or a norm of one."""
+        state = self._state(output)
+        return state is not None and state.order > 0
+
+    def _normed(self, state: _State) -> Tensor | None:
+        found = next((norm.value for norm in self._norms if norm.of is state and norm.intact), None)
+        return None if found is None else found.reshape(self._shape)
+
+    def _is_stream(self, tensor: Tensor) -> bool:
+        # (sequences · tokens, width) is the same stream: some models flatten it for their MLP
+        return tensor.shape[-1:] == self._shape[-1:] and tensor.numel() == self._shape.numel()
 
     def _between(self, output: Tensor) -> _State | None:
         last = self._known.get(id(output))

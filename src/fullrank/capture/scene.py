@@ -31,7 +31,6 @@ class _Block:
     stream: Tensor | None
     follows: bool  # the stream is what the layer before returned
     trace: ResidualTrace | None
-    outer: ResidualTrace | None
     depth: int
     counts: dict[str, int] = field(default_factory=lambda: {"self": 0, "cross": 0})
 
@@ -76,7 +75,7 @@ class Scene:
         self._handed_on = [None] * len(self._handed_on)
         self._running.clear()
         self.modules.clear()
-        self._tap.trace = None
+        self._tap.traces.clear()
         self._tap.marks.clear()
         self._tap.softmaxes.take_unused()
         self._masks.clear()
@@ -104,9 +103,10 @@ class Scene:
         layer = self._layers[stack]
         follows = layer == 1 or (stream is not None and self._handed_on[stack] is stream)
         trace = ResidualTrace(stream) if stream is not None and self._needs & {"mid", "read"} else None
-        block = _Block(stack, layer, path, stream, follows, trace, self._tap.trace, len(self.modules))
+        block = _Block(stack, layer, path, stream, follows, trace, len(self.modules))
         self._running.append(block)
-        self._tap.trace = trace
+        if trace is not None:
+            self._tap.traces.append(trace)
         if stream is None:
             self._note(f"block {path} is not called with a tensor that could be its stream.")
             return
@@ -123,7 +123,8 @@ class Scene:
         if not self._running:
             return None
         block = self._running.pop()
-        self._tap.trace = block.outer
+        if block.trace is not None:
+            self._tap.traces.remove(block.trace)
         stack = self._anatomy.stacks[block.stack]
         self._handed_on[block.stack] = output
         if output is None:
@@ -156,7 +157,7 @@ class Scene:
             value = value.unsqueeze(0)
         elif value.ndim == 3 and stack.tokens_first:
             value = value.transpose(0, 1)
-        elif value.ndim == 4:
+        elif value.ndim == 4 and stack.grid:
             value = value.flatten(1, 2)  # a grid of tokens
         elif value.ndim != 3:
             self._note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -73,7 +74,7 @@ def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module,
         tree.attend(Attended(light, heads, looks_back(call, masks), visit.path if visit else ""))
 
     tap = Tap(on_call, lambda sentence: None)
-    tree = CallTree(groups, tap.marks)
+    tree = CallTree(groups, tap)
     names = module_names(model)
     with ExitStack() as put_back, torch.no_grad():
         tap.stance = put_back.enter_context(reference_path(model, notes))
@@ -122,8 +123,11 @@ def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int])
             own |= bits.get(id(visit), 0)
         found.append((visits, [_parts(visit, own, tokens_first) for visit in visits], tokens_first))
     causal = [_is_causal(parts) for _, parts, _ in found]
-    crossing = [any(part.startswith("cross") for block in parts for part, _ in block) for _, parts, _ in found]
-    names = stack_names([v[0] for v, _, _ in found], [a or b for a, b in zip(causal, crossing, strict=True)])
+    roles = [
+        {part.split(".")[0] for block in parts for part, _ in block} | ({"causal"} if back else set())
+        for (_, parts, _), back in zip(found, causal, strict=True)
+    ]
+    names = stack_names([visits[0] for visits, _, _ in found], roles)
     described = []
     for (visits, parts, tokens_first), name, back in zip(found, names, causal, strict=True):
         if not any(parts):
@@ -137,6 +141,7 @@ def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int])
                 width=next((v.shape[-1] for v in visits if v.shape is not None), 0),
                 causal=back,
                 tokens_first=tokens_first,
+                grid=_is_grid(visits),
             )
         )
     return Anatomy(tuple(described), tuple(dict.fromkeys(notes)))
@@ -192,4 +197,19 @@ def _tokens_first(visits: list[Visit]) -> bool:
                 return True
             if (rows.shape[0], rows.shape[-2]) == (first, second):
                 return False
+    return False
+
+
+def _is_grid(visits: list[Visit]) -> bool:
+    """Whether a stream of four dimensions has its width last: then rows and heads of its calls fill it exactly."""
+    for visit in visits:
+        if visit.shape is None or len(visit.shape) != 4:
+            return False
+        for attended in visit.attended:
+            rows = attended.call.weights if attended.call.weights is not None else attended.call.query
+            value = attended.call.value
+            if rows is None or value is None or rows.ndim < 4:
+                continue
+            places = rows.shape[:-3].numel() * rows.shape[-2]
+            return places == math.prod(visit.shape[:3]) and rows.shape[-3] * value.shape[-1] == visit.shape[-1]
     return False

@@ -41,7 +41,7 @@ class Tap(TorchFunctionMode):
         super().__init__()
         self.marks = Marks()
         self.softmaxes = SoftmaxTrace()
-        self.trace: ResidualTrace | None = None
+        self.traces: list[ResidualTrace] = []  # of the blocks that are running, outermost first
         self.busy = False
         self.stance: AbstractContextManager[None] | None = None
         self._on_call = on_call
@@ -59,8 +59,8 @@ class Tap(TorchFunctionMode):
         if func is functional.multi_head_attention_forward:
             return self._look_into(func, types, args, kwargs)
         name = getattr(func, "__name__", "")
-        if self.trace is not None:
-            self.trace.overwrites(name, args)
+        for trace in self.traces:
+            trace.overwrites(name, args)
         output = func(*args, **kwargs)
         self._see(func, name, args, kwargs, output)
         return output
@@ -89,8 +89,8 @@ class Tap(TorchFunctionMode):
         if self._collected is not None:
             self._collected.append(call)
             return
-        if self.trace is not None:
-            self.trace.attention += 1
+        for trace in self.traces:
+            trace.attention += 1
         with self.silent():
             self._on_call(call)
 
@@ -108,8 +108,8 @@ class Tap(TorchFunctionMode):
 
     def unread(self, sentence: str) -> None:
         """Count a call that cannot be read, and say so."""
-        if self.trace is not None:
-            self.trace.attention += 1
+        for trace in self.traces:
+            trace.attention += 1
         self._on_unread(sentence)
 
     def _see(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -127,8 +127,8 @@ class Tap(TorchFunctionMode):
         if call is not None:
             self.hand_on(call)
         self.marks.follow(args, kwargs, output)
-        if self.trace is not None:
-            self.trace.see(name, args, output)
+        for trace in self.traces:
+            trace.see(name, args, output)
 
     def _look_into(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         heads = kwargs.get("num_heads", args[4] if len(args) > 4 else None)

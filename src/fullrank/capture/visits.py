@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.calls import KernelCall
-from fullrank.capture.marks import OUTSIDE, Marks
+from fullrank.capture.marks import OUTSIDE
+from fullrank.capture.residual import ResidualTrace, is_norm
+from fullrank.capture.tap import Tap
 from fullrank.capture.tensors import first_state, stream_input, tensors_in
 
 __all__ = ["Attended", "CallTree", "Group", "Visit", "groups_of"]
@@ -36,8 +38,10 @@ class Visit:
         parent: the visit it happened inside.
         shape: of the stream it was called with, and of what it returned.
         chained: whether it was called with the very tensor that its sibling before it returned.
+        residual: whether what it returned is what it was called with plus something.
         attended: attention calls made inside it, in order, those of inner modules included.
         input_kind: `vision` where it was called with images, `text` where with token ids.
+        given: the stream itself, while the module runs.
         batch_first: what an `nn.MultiheadAttention` inside says about its axes.
     """
 
@@ -47,9 +51,11 @@ class Visit:
     shape: torch.Size | None = None
     returned: torch.Size | None = None
     chained: bool = False
+    residual: bool = False
     attended: list[Attended] = field(default_factory=list)
     input_kind: str | None = None
     batch_first: bool | None = None
+    given: Tensor | None = None
 
     def ancestors(self) -> Iterator[Visit]:
         """The visits around this one, innermost first."""
@@ -83,8 +89,10 @@ class Group:
         return len({type(visit.module) for visit in self.visits}) == 1
 
     def in_sequence(self) -> bool:
-        """Whether the members hand the stream on: at least half of them get what the one before returned."""
-        return len(self.visits) < 2 or 2 * sum(visit.chained for visit in self.visits) >= len(self.visits) - 1
+        """Whether the members act on one stream: half of them get what the one before returned, or add to it."""
+        several = len(self.visits) - 1
+        chained, residual = (sum(getattr(v, name) for v in self.visits) for name in ("chained", "residual"))
+        return several == 0 or 2 * chained >= several or 2 * residual >= several
 
 
 class CallTree:
@@ -92,14 +100,15 @@ class CallTree:
 
     Args:
         groups: candidate containers by child module.
-        marks: where the streams of candidate groups are marked.
+        tap: follows what is done with the streams of candidate groups.
     """
 
-    def __init__(self, groups: dict[nn.Module, Group], marks: Marks) -> None:
+    def __init__(self, groups: dict[nn.Module, Group], tap: Tap) -> None:
         self.visits: list[Visit] = []
         self._open: list[Visit] = []
         self._groups = groups
-        self._marks = marks
+        self._tap = tap
+        self._traces: dict[Visit, ResidualTrace] = {}
         self._handed_on: dict[Group, Tensor] = {}
 
     @property
@@ -110,7 +119,7 @@ class CallTree:
     def enter(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
         stream = stream_input(args, kwargs)
-        visit = Visit(module, path, self.current, None if stream is None else stream.shape)
+        visit = Visit(module, path, self.current, None if stream is None else stream.shape, given=stream)
         visit.input_kind = _input_kind(args, kwargs)
         if isinstance(module, nn.MultiheadAttention):
             for outer in (visit, *visit.ancestors()):
@@ -121,13 +130,22 @@ class CallTree:
         if group is not None and stream is not None:
             visit.chained = self._handed_on.get(group) is stream
             group.visits.append(visit)
-            self._marks.enter(stream, group.bit, args, kwargs)
+            self._tap.marks.enter(stream, group.bit, args, kwargs)
+            self._traces[visit] = ResidualTrace(stream)
+            self._tap.traces.append(self._traces[visit])
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module returns, or is left by an exception."""
         visit = self._open.pop()
         state = first_state(output)
         visit.returned = None if state is None else state.shape
+        trace = self._traces.pop(visit, None)
+        if trace is not None:
+            self._tap.traces.remove(trace)
+            visit.residual = trace.adds_to_input(state)
+        for outer in self._tap.traces if is_norm(module) and visit.given is not None else ():
+            outer.see_norm(visit.given, output)
+        visit.given = None
         group = self._groups.get(module)
         if group is not None and state is not None:
             self._handed_on[group] = state
@@ -143,15 +161,18 @@ def groups_of(model: nn.Module) -> dict[nn.Module, Group]:
     """Children of module lists and of plain sequences, by child; each list is one candidate group.
 
     Returns:
-        The group of every such child. A child of two lists belongs to the first.
+        The group of every such child. A child of two lists belongs to the first; lists of lists, which nobody calls,
+        are one group.
     """
     found: dict[nn.Module, Group] = {}
     bit = OUTSIDE << 1
     for container in model.modules():
         if not isinstance(container, nn.ModuleList | nn.Sequential | nn.ModuleDict):
             continue
-        group = Group(container, bit)
-        bit <<= 1
+        group = found.get(container) if isinstance(container, nn.ModuleList) else None
+        if group is None or isinstance(group.container, nn.Sequential):
+            group = Group(container, bit)
+            bit <<= 1
         for child in container.children():
             found.setdefault(child, group)
     return found
