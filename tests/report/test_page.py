@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections import Counter
 
 import pytest
@@ -284,11 +283,15 @@ def test_twenty_thousand_rows_stay_quick_because_only_the_visible_ones_exist(bro
     page = Page(browser, made.save_html(tmp_path / "large.html"))
     page.tab("table")
     assert len(page.all("#table tbody tr")) < 100
-    started = time.perf_counter()
-    page.one("#table input[name=find]").send_keys("entropy")
+    milliseconds = page.driver.execute_script(
+        "const find = document.querySelector('#table input[name=find]'), started = performance.now();"
+        "find.value = 'entropy'; find.dispatchEvent(new Event('input', {bubbles: true}));"
+        "return performance.now() - started"
+    )
+    assert milliseconds < 1500  # some tens of them on an idle machine
+    assert page.one("#table .count").text.startswith("6,144 of")
     page.driver.execute_script("document.querySelector('.sheet').scrollTop = 50000")
     page.until(lambda: values(page, "layer")[0] not in ("", "1"))
-    assert time.perf_counter() - started < 5
     assert len(page.all("#table tbody tr")) < 100
     assert page.errors() == []
 

@@ -100,6 +100,8 @@ function chooser(panel, source, plot, after = () => {}) {
     options(fields.scope, scopes, scopes.includes(state.scope) ? state.scope : source.headline[metric]);
     const one = here.find((candidate) => candidate.scope === fields.scope.value);
     explain(panel.querySelector(".meaning"), metric, one.scope);
+    plot.setAttribute("role", "figure");
+    plot.setAttribute("aria-label", `${metric}, ${one.place}, ${one.scope}; the numbers are in the section Table`);
     draw(plot, one.figure, fields.log && fields.log.checked);
     const missing = (one.figure.layout.meta || {}).missing || [];
     panel.querySelector(".missing").textContent = missing.length ? `Not available: ${missing.join("; ")}` : "";
