@@ -179,6 +179,18 @@ def test_half_precision_inputs_are_summed_in_single_precision():
     assert example("causal", dtype=torch.float64)[0].matmat(draw(2, 4, 21, 8)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["full", "window"])
+def test_products_are_measured_not_differentiated(name):
+    operator, _ = example(name)
+    query = operator.scores.query.clone().requires_grad_()
+    A = AttentionOperator(query, operator.scores.key, mask=operator.mask)
+    A.summary()
+    V = draw(2, 4, 21, 8).requires_grad_()
+    assert not A.matmat(V).requires_grad
+    assert not A.rmatmat(V).requires_grad
+    assert query.grad is None
+
+
 def test_all_maps_keep_the_protocol():
     operator, _ = example("causal")
     for attention in (operator, DenseAttention(operator.dense()), operator.without_keys(torch.zeros(2, 4, 21).bool())):

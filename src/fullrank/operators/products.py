@@ -60,6 +60,7 @@ def columns_of(shape: Shape, X: Tensor, side: str, dtype: torch.dtype) -> Tensor
     return found.to(dtype)
 
 
+@torch.no_grad()
 def apply(scores: Scores, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """A V, for V of (batch, heads or key-value heads, keys, columns).
 
@@ -86,6 +87,7 @@ def apply(scores: Scores, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return out if V.ndim == 4 else out[0]
 
 
+@torch.no_grad()
 def apply_transposed(
     scores: Scores, U: Float[Tensor, "..."], *, known: tuple[Tensor, Tensor] | None = None
 ) -> Float[Tensor, "..."]:

@@ -98,6 +98,10 @@ class Prefix(Mask):
 
     length: int | Int[Tensor, " batch"]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.length, Tensor):  # ranges are asked for on the host, block by block
+            object.__setattr__(self, "length", self.length.cpu())
+
     def intervals(self, shape: Shape, device: Device = None) -> Bounds:
         """[0, max(length − 1, t)]."""
         t = _positions(shape, device)
@@ -119,6 +123,10 @@ class Intervals(Mask):
     first: Int[Tensor, "batch queries"]
     stop: Int[Tensor, "batch queries"]
     is_causal: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("first", "stop"):  # ranges are asked for on the host, block by block
+            object.__setattr__(self, name, getattr(self, name).cpu())
 
     def intervals(self, shape: Shape, device: Device = None) -> Bounds:
         """As given."""
