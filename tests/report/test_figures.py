@@ -270,3 +270,10 @@ def test_cells_hold_two_decimals_and_exponents_only_where_the_whole_map_is_small
 
     assert texts(0.5, 0.0008, 12.3, -0.25) == [".50", "0", "12.3", "−.25"]
     assert texts(2e-5, 1e-5) == ["2.0e−5", "1.0e−5"]
+
+
+def test_long_names_leave_the_captions_of_their_neighbours_free(encoder):
+    names = ("first-" + "x" * 80, "second-" + "y" * 80)
+    captions = [note.text for note in encoder.overlay(encoder, labels=names).figure("entropy").layout.annotations]
+    assert max(map(len, captions)) <= 40
+    assert captions[0].startswith("first-x") and captions[2] == "the second minus the first"

@@ -96,17 +96,28 @@ def _figure(grids: list[tuple[str, Grid]], metric: str, definition: str, *, comp
     for panel, (name, grid) in enumerate(grids):
         data += _map(grid, panel, definition, numbers=count == 1, colours={"coloraxis": "coloraxis"})
         _axes(layout, grid, panel, domains[panel])
-        layout["annotations"].append(caption(name, domains[panel][0]))
+        layout["annotations"].append(caption(_fitted(name, count), domains[panel][0]))
     if compared:
         (first, grid), (second, other) = grids
         panel = count - 1
         trace, largest = _difference(grid, other, panel, bar)
         data.append(trace)
         _axes(layout, grid, panel, domains[panel])
-        layout["annotations"].append(caption(f"{second} minus {first}", domains[panel][0]))
+        layout["annotations"].append(caption(_minus(second, first, count), domains[panel][0]))
         layout["meta"] = {"largest": largest}
     layout["meta"] = layout.get("meta", {}) | {"missing": _missing(grids), "metric": metric}
     return {"data": data, "layout": layout}
+
+
+def _fitted(name: str, count: int) -> str:
+    """As much of a name as stands above one of `count` panels."""
+    room = 120 // count
+    return name if len(name) <= room else f"{name[: room - 1]}…"
+
+
+def _minus(second: str, first: str, count: int) -> str:
+    said = f"{second} minus {first}"
+    return said if said == _fitted(said, count) else "the second minus the first"
 
 
 def _cells(grid: Grid) -> tuple[list[int], list[int]]:
