@@ -51,12 +51,12 @@ def jsonl(path, *texts):
 
 
 def test_at_least_eight_texts_ship_all_different_and_long_enough_for_the_default_context():
-    documents = shipped(8)
-    assert len(documents.texts) == len(set(documents.texts)) == 8
+    documents = shipped(10)
+    assert len(documents.texts) == len(set(documents.texts)) == 10
     assert all(len(text.split()) >= 450 for text in documents.texts)
     subject = load_demo()
-    given = inputs(subject)
-    assert given.batches[0]["input_ids"].shape == (8, 512)
+    given = inputs(subject, documents=10)
+    assert given.batches[0]["input_ids"].shape == (10, 512)
     assert bool(given.real[0].all())  # every one of them fills the context
 
 
@@ -67,9 +67,9 @@ def load_demo():
 
 
 def test_every_text_is_of_its_own_words():
-    """No six words in a row occur in two of the texts, or twice in one."""
+    """No eight words in a row occur in two of the texts, or twice in one."""
     seen = {}
-    for name, text in zip(shipped(8).names, shipped(8).texts, strict=True):
+    for name, text in zip(shipped(10).names, shipped(10).texts, strict=True):
         words = text.lower().split()
         for place in range(len(words) - 7):
             stretch = tuple(words[place : place + 8])
