@@ -70,6 +70,34 @@ def run(model):
         return model(ids(), use_cache=False)
 
 
+def test_a_dispatched_function_may_be_called_with_names(llama, monkeypatch):
+    model = llama(by_sdpa)
+    expected = run(model)
+    source = sys.modules[type(model).__module__]
+
+    class ByName:
+        def __init__(self, table):
+            self.table = table
+            self._local_mapping = table._local_mapping
+
+        def __contains__(self, key):
+            return key in self.table
+
+        def __getitem__(self, key):
+            return self.table[key]
+
+        def get_interface(self, name, default):
+            function = self.table.get_interface(name, default)
+            return lambda module, query, key, value, mask, **more: function(
+                module, query=query, key=key, value=value, attention_mask=mask, **more
+            )
+
+    monkeypatch.setattr(source, "ALL_ATTENTION_FUNCTIONS", ByName(source.ALL_ATTENTION_FUNCTIONS))
+    keep, _, during = record(model, lambda: run(model))
+    assert_identical(expected, during)
+    assert [call.layer for call in keep.calls] == [1, 2]
+
+
 @pytest.mark.parametrize("function", [by_softmax, by_sdpa])
 def test_a_registered_function_is_seen_through_what_it_calls(llama, function):
     model = llama(function)

@@ -241,3 +241,13 @@ def test_dropout_on_the_map_is_no_part_of_it(need_weights):
     _, weights = model[0].attention(x, x, x, average_attn_weights=False)
     keep, _, _ = record(model.train(), lambda: model(x))
     assert_close(keep.calls[0].attention.dense(), weights)
+
+
+@pytest.mark.parametrize("heads", [None, 4])
+def test_heads_before_sequences(heads, generator):
+    q, k, v = (torch.randn(4, 3, 6, 8, generator=generator) for _ in range(3))  # four heads, three sequences
+    mask = torch.ones(6, 6, dtype=torch.bool).tril()
+    expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
+    reading = read(sdpa(q, k, v, mask=mask), 3, heads=heads)
+    assert reading.attention.shape == (3, 4, 6, 6)
+    assert_close(reading.attention.matmat(reading.value), expected, atol=1e-5, rtol=1e-5)

@@ -71,29 +71,30 @@ def _keys(model: nn.Module) -> set[str]:
 
 
 def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> Callable[..., Any]:
-    def probe(module: nn.Module, query: Tensor, key_: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if id(module) not in mine or tap.busy or torch.compiler.is_compiling():
-            return function(module, query, key_, value, *args, **kwargs)
+    def probe(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(("module", "query", "key", "value"), args, strict=False)) | kwargs
+        if id(given.get("module")) not in mine or tap.busy or torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         if key == "flex_attention":
             with _unseen(tap):
-                output = function(module, query, key_, value, *args, **kwargs)
+                output = function(*args, **kwargs)
             tap.unread("attention through flex_attention was not observed: its mask and scores are code, not tensors.")
             return output
         reader = reader_of(function)
         with tap.collecting() as inner:
-            output = function(module, query, key_, value, *args, **kwargs)
+            output = function(*args, **kwargs)
         if reader is not None:
-            call = tap.ask(reader, (module, query, key_, value, *args), kwargs, output)
+            call = tap.ask(reader, args, kwargs, output)
             if call is not None:
                 tap.hand_on(call)
         elif len(inner) == 1:
-            tap.hand_on(_whole(inner[0], query, key_, value))
+            tap.hand_on(_whole(inner[0], given["query"], given["key"], given["value"]))
         else:
             tap.unread(
                 f"attention through {key!r} was not observed: its kernel is not known; use "
                 "attn_implementation='sdpa' or fullrank.capture.register_attention."
             )
-        tap.marks.follow((query, key_, value), {}, output)
+        tap.marks.follow((given["query"], given["key"], given["value"]), {}, output)
         return output
 
     return probe

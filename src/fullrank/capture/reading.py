@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ def shape_of(call: KernelCall, batch: int, heads: int | None = None) -> Shape:
     Returns:
         The shape.
     """
+    call = _sequences_first(call, batch, heads)
     rows = call.weights if call.weights is not None else call.query
     assert rows is not None
     lead = _lead(rows, batch, call.heads or heads)
@@ -98,6 +99,7 @@ def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskR
     Returns:
         The map, its values and its causality.
     """
+    call = _sequences_first(call, batch, heads)  # twice is once: then the first axis is the batch
     shape = shape_of(call, batch, heads)
     if call.weights is not None:
         return _read_weights(call, shape)
@@ -111,6 +113,18 @@ def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskR
     scores = Scores(query, key, scale=call.scale, mask=mask, bias=bias, softcap=call.softcap, sink=_detached(call.sink))
     value = None if call.value is None else _fold(call.value, shape[0])
     return Reading(AttentionOperator(scores), value, _causal(mask, shape))
+
+
+def _sequences_first(call: KernelCall, batch: int, heads: int | None) -> KernelCall:
+    """The call with its two leading axes exchanged, where they are heads and sequences in this order."""
+    rows = call.weights if call.weights is not None else call.query
+    if rows is None or rows.ndim != 4 or rows.shape[1] != batch or rows.shape[0] == batch:
+        return call
+    if rows.shape[0] != heads and rows.shape[0] % batch == 0:
+        return call
+    names = ("query", "key", "value", "weights", "logits", "mask")
+    found = {name: tensor for name in names if (tensor := getattr(call, name)) is not None and tensor.ndim == 4}
+    return replace(call, **{name: tensor.transpose(0, 1) for name, tensor in found.items()})
 
 
 def _read_weights(call: KernelCall, shape: Shape) -> Reading:

@@ -117,7 +117,7 @@ def _shapes(call: KernelCall) -> dict[str, Any]:
 def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int]) -> Anatomy:
     found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], bool]] = []
     for visits in stacks:
-        tokens_first = _tokens_first(visits)
+        tokens_first = _tokens_first(visits, notes)
         own = 0
         for visit in visits:
             own |= bits.get(id(visit), 0)
@@ -179,7 +179,7 @@ def _batch(visit: Visit, tokens_first: bool) -> int:
     return 1 if len(visit.shape) < 3 else visit.shape[1 if tokens_first and len(visit.shape) == 3 else 0]
 
 
-def _tokens_first(visits: list[Visit]) -> bool:
+def _tokens_first(visits: list[Visit], notes: list[str]) -> bool:
     """Whether streams are (tokens, sequences, width): said by `nn.MultiheadAttention`, else seen from the calls."""
     for visit in visits:
         if visit.batch_first is not None:
@@ -191,8 +191,14 @@ def _tokens_first(visits: list[Visit]) -> bool:
         for attended in visit.attended:
             call = attended.call
             rows = call.weights if call.weights is not None else call.query
-            if rows is None or rows.ndim != 4 or first == second:
+            if rows is None or rows.ndim != 4:
                 continue
+            if first == second:
+                notes.append(
+                    f"there are as many sequences as tokens ({first}) in {visit.path}: the first axis is taken for the "
+                    "sequences."
+                )
+                return False
             if (rows.shape[0], rows.shape[-2]) == (second, first):
                 return True
             if (rows.shape[0], rows.shape[-2]) == (first, second):
