@@ -19,6 +19,7 @@ from fullrank.table import Row
 
 __all__ = ["MapSpectrum", "SpectrumObserver"]
 
+_SEQUENCES = 4  # of a batch: spectra are the dear part, and this many give their spread
 _WHOLE = 512  # up to this many tokens all singular values of a head are taken, and those of its permuted map
 _LEADING = 32  # beyond, this many
 _SMALL_SPREAD = 0.7  # up to this logit deviation the bulk edge of independent rows is 2√(Y₂ − 1/T)
@@ -52,6 +53,8 @@ class MapSpectrum(NamedTuple):
 class SpectrumObserver:
     """Singular values of every head of every call, over the rows of the headline scope.
 
+    They are taken of at most four sequences of each batch; a row's `n` says of how many.
+
     Args:
         summaries: shared with the observer of rows, so that the pass over each map is made once.
         seed: of starting blocks and permutations.
@@ -74,14 +77,17 @@ class SpectrumObserver:
         place = Place(event.stack, event.layer, "attention", event.part)
         scopes, summary = self._summaries.of(event)
         scope, rows = list(scopes.items())[-1]
-        batch, heads, _, keys = event.attention.shape
-        columns = real_or_all(event.real_keys, batch, keys, rows.device)
+        whole, heads, _, keys = event.attention.shape
+        batch = min(whole, _SEQUENCES)
+        rows = rows[:batch]
+        columns = real_or_all(event.real_keys, whole, keys, rows.device)[:batch]
+        attention = event.attention.select(slice(0, batch), slice(0, heads))
         if not bool(rows.any()):
             self._see_nothing(place, scope, batch, heads)
             return
-        found = attention_spectra(event.attention, rows=rows, columns=columns, seed=self._seed, memory=self._memory)
-        keep = rows.unsqueeze(1) & ~summary.entropy.isnan()
-        frobenius = torch.where(keep, summary.inverse_participation, 0).sum(-1)  # ‖A‖_F² over these rows
+        found = attention_spectra(attention, rows=rows, columns=columns, seed=self._seed, memory=self._memory)
+        keep = rows.unsqueeze(1) & ~summary.entropy[:batch].isnan()
+        frobenius = torch.where(keep, summary.inverse_participation[:batch], 0).sum(-1)  # ‖A‖_F² over these rows
         s1, s2 = found.s[..., 0].double(), found.s[..., 1].double()
         exact = bool(found.exact.all())
         numbers = {
@@ -95,7 +101,7 @@ class SpectrumObserver:
         for metric, values in numbers.items():
             self._samples.add(place, metric, values, scope=scope, exact=exact, undefined=_NO_ROW)
         Y2 = frobenius / keep.sum(-1)
-        spread = torch.where(keep, summary.logit_std, 0).sum(-1) / keep.sum(-1)
+        spread = torch.where(keep, summary.logit_std[:batch], 0).sum(-1) / keep.sum(-1)
         null = self._null(event, found.null_s2.double(), Y2, spread, columns)
         self._samples.add(place, "bulk_excess", s2 / null, scope=scope, exact=exact, undefined=_TOO_LARGE)
         self._keep_first(place, event, rows, columns, Y2)
