@@ -210,3 +210,9 @@ def test_a_key_is_unselectable_iff_it_is_a_mixture_of_the_others(width, generato
 def test_equal_keys_cannot_be_told_apart_by_any_query():
     assert metrics.unselectable_keys(torch.ones(4, 3)) == 1
     assert metrics.unselectable_keys(torch.ones(1, 3)).isnan()
+
+
+def test_a_single_query_or_key_has_no_second_singular_value_and_no_queries_have_no_maximum():
+    assert metrics.attention_s2(torch.ones(1, 1)).isnan()
+    assert metrics.attention_s2(torch.full((1, 4), 0.25)).isnan()
+    assert metrics.max_logit(torch.ones(0, 4)).isnan()

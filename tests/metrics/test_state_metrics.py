@@ -192,3 +192,7 @@ def test_the_floor_lies_above_what_rounding_leaves_of_identical_tokens(dtype, ge
     assert plateau < metrics.floor(dtype)
     if dtype == torch.float32:  # 16-bit tokens end up equal to the last bit
         assert metrics.floor(dtype) < 30 * plateau
+
+
+def test_one_channel_has_no_entropy_over_channels():
+    assert metrics.channel_entropy(torch.ones(3, 1)).isnan()
