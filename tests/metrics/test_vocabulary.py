@@ -13,7 +13,7 @@ from fullrank.metrics import VOCABULARY
 from oracles.worlds import CHANGES, take, world
 
 NAMES = tuple(VOCABULARY)
-BLIND = [(name, change) for name in NAMES for change in VOCABULARY[name].invariances]
+BLIND = [(name, change) for name in NAMES for change in sorted(VOCABULARY[name].invariances)]
 SEEING = [
     ("rms", "scale"),
     ("channel_entropy", "rotation"),
