@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 
 import pytest
 import torch
 from families import build
-from plain import PlainGPT, sharp, states, tokens
+from plain import Block, PlainGPT, sharp, states, tokens
 from seen import ALL, Keep, record, tensors
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -278,3 +279,39 @@ def test_fast_path_of_nn_transformer_encoder_comes_back():
         fast = model(states())
         record(model, lambda: model(states()))
         assert torch.equal(fast, model(states()))
+
+
+@pytest.mark.parametrize("needs", [{"mid"}, {"attention"}])
+def test_no_tensor_of_a_block_outlives_it(needs):
+    """A softmax that meets no values, and every state, are let go of at the end of their block."""
+    alive: list[weakref.ref] = []
+
+    class Gate(nn.Module):
+        def forward(self, x):
+            gate = x * 2
+            alive.append(weakref.ref(gate))
+            return x * gate.softmax(-1).amax(-1, keepdim=True)
+
+    class GatedBlock(Block):
+        def __init__(self, width, heads, **options):
+            super().__init__(width, heads, **options)
+            self.mlp = Gate()
+
+        def forward(self, x):
+            assert sum(ref() is not None for ref in alive) == 0
+            return super().forward(x)
+
+    model = sharp(PlainGPT(block=GatedBlock, fused=False))
+
+    class Reduce(Keep):
+        def see(self, event):
+            self.count = getattr(self, "count", 0) + 1
+
+    with torch.no_grad():
+        anatomy = survey(model, lambda: model(tokens()))
+        assert len(alive) == 3
+        observer = Reduce(frozenset(needs))
+        with Recorder(model, [observer], anatomy=anatomy):
+            model(tokens())
+    assert len(alive) == 6
+    assert observer.count == 3

@@ -200,6 +200,25 @@ def test_multihead_attention_with_and_without_weights(need_weights, batch_first)
         assert_close(attention.out_proj(AV), change, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_attention_is_looked_into_by_an_older_torch_too(need_weights, monkeypatch):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x):
+            return x + self.attention(x, x, x, need_weights=need_weights)[0]
+
+    model = sharp(nn.Sequential(Layer(), Layer()))
+    now = record(model, lambda: run(model, states()))
+    monkeypatch.delattr(torch.overrides, "redispatch_function", raising=False)
+    before = record(model, lambda: run(model, states()))
+    assert_identical(now[2], before[2])
+    for one, other in zip(now[0].calls, before[0].calls, strict=True):
+        assert torch.equal(one.attention.dense(), other.attention.dense())
+
+
 def test_transformer_decoder_has_self_and_cross_attention():
     layer = nn.TransformerDecoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
     model = sharp(nn.TransformerDecoder(layer, 2))

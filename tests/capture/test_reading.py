@@ -251,3 +251,14 @@ def test_heads_before_sequences(heads, generator):
     reading = read(sdpa(q, k, v, mask=mask), 3, heads=heads)
     assert reading.attention.shape == (3, 4, 6, 6)
     assert_close(reading.attention.matmat(reading.value), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_mask_is_for_text_not_for_images():
+    case = build("clip")
+    real = torch.ones(2, 9)
+    real[0, 7:] = 0
+    keep, _, _ = record(case.model, case.run, real=real)
+    for event in keep.events:
+        if event not in keep.calls:
+            assert (event.real is not None) == (event.stack == "decoder")
+            assert event.real is None or torch.equal(event.real, real.bool())

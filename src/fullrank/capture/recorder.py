@@ -36,12 +36,16 @@ class Recorder:
     dispatch tables, the fast-path flag and the compiler's stance are as they were, whatever happened inside.
     Parameters, training flags and random state are not touched (to look in evaluation mode, enter `undisturbed` first).
 
+    Within a block call, attention calls come as they happen, then what the norms handed on and the state between
+    attention and MLP, then the block's output.
+
     Args:
         model: the model.
         observers: what takes the events; nothing is attached that none of them needs.
         anatomy: what `survey` found; by default the first forward is run once more before, to survey it.
         real: (sequences, tokens) bool, the tokens that are not padding; a mapping of stack names to such. One tensor is
-            taken for every stack that has this many sequences and tokens; of an encoder and a decoder, for the encoder.
+            taken for every stack that has this many sequences and tokens; for an encoder, not for the decoder that
+            reads it, and for text, not for images.
         progress: called after each block.
 
     Attributes:

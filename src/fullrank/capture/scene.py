@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy, Stack
@@ -129,8 +130,7 @@ class Scene:
         self._handed_on[block.stack] = output
         if output is None:
             return None
-        if "attention" in self._needs:
-            self._report_unused(block)
+        self._report_unused(block)
         if block.trace is not None:
             self._followed(block, block.trace.finish(output))
         self._state("stream", block, block.layer, "stream", "out", output)
@@ -164,7 +164,7 @@ class Scene:
                 f"the stream of {stack.name} has the shape {tuple(value.shape)}: which axis holds tokens is not known."
             )
             return
-        real = self._real_of(stack, value.shape[0], value.shape[1])
+        real = self._real_of(stack, value.shape[0], value.shape[1], value.device)
         self._emit(signal, StreamState(stack.name, layer, site, part, block.path, value, real))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ attention
@@ -219,8 +219,8 @@ class Scene:
         return next((found for _, module in reversed(inside) if (found := heads_of(module))), None)
 
     def _report_unused(self, block: _Block) -> None:
-        for shape in self._tap.softmaxes.take_unused():
-            if len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
+        for shape in self._tap.softmaxes.take_unused():  # always asked: it lets go of their inputs
+            if "attention" in self._needs and len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
                 name = self._anatomy.stacks[block.stack].name
                 self._note(
                     f"a softmax in the blocks of {name} is not multiplied with values as a plain product: not reported."
@@ -228,30 +228,33 @@ class Scene:
 
     # ------------------------------------------------------------ padding
 
-    def _real_of(self, stack: Stack, batch: int, tokens: int) -> Tensor | None:
+    def _real_of(self, stack: Stack, batch: int, tokens: int, device: torch.device) -> Tensor | None:
         if isinstance(self._real, Mapping):
             real = self._real.get(stack.name)
         elif self._takes_tensor(stack):
             real = self._real
         else:
             real = None
-        return real if real is not None and tuple(real.shape) == (batch, tokens) else None
+        if real is None or tuple(real.shape) != (batch, tokens):
+            return None
+        return real.to(device=device, dtype=torch.bool)
 
     def _takes_tensor(self, stack: Stack) -> bool:
-        """One mask for an encoder and the decoder that reads it belongs to the encoder."""
+        """One mask belongs to the encoder rather than to the decoder that reads it, to text rather than to images."""
         crosses = any(part.startswith("cross") for parts in stack.calls for part in parts)
-        return not crosses or len(self._anatomy.stacks) == 1
+        return len(self._anatomy.stacks) == 1 or not (crosses or stack.name.startswith("vision"))
 
     def _real_tokens(
         self, call: KernelCall, reading: Reading, stack: Stack, kind: str
     ) -> tuple[Tensor | None, Tensor | None]:
         batch, _, queries, keys = reading.attention.shape
-        of_queries = self._real_of(stack, batch, queries)
+        device = reading.attention.device
+        of_queries = self._real_of(stack, batch, queries, device)
         if kind == "self":
-            of_keys = self._real_of(stack, batch, keys)
+            of_keys = self._real_of(stack, batch, keys, device)
         else:
             sources = [s for i, s in enumerate(self._anatomy.stacks) if call.sources & _bit(i) and s is not stack]
-            found = [real for s in sources if (real := self._real_of(s, batch, keys)) is not None]
+            found = [real for s in sources if (real := self._real_of(s, batch, keys, device)) is not None]
             of_keys = found[0] if found else None
         if of_keys is None:
             of_keys = reading.seen_keys()

@@ -139,6 +139,8 @@ class CallTree:
         visit = self._open.pop()
         state = first_state(output)
         visit.returned = None if state is None else state.shape
+        if not self._traces or list(self._traces) == [visit]:
+            self._tap.softmaxes.take_unused()  # a whole block is over: let go of the inputs
         trace = self._traces.pop(visit, None)
         if trace is not None:
             self._tap.traces.remove(trace)
