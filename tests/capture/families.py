@@ -252,6 +252,110 @@ def whisper() -> Case:
     return _pair(hf.WhisperModel(config), "layers", "self_attn.out_proj", "encoder_attn.out_proj", batch)
 
 
+def qwen3() -> Case:
+    return _text(hf.Qwen3Model(hf.Qwen3Config(**TEXT, num_key_value_heads=2, head_dim=8)), "layers", "self_attn.o_proj")
+
+
+def gemma3() -> Case:
+    kinds = ["sliding_attention", "full_attention"]
+    config = hf.Gemma3TextConfig(**TEXT, num_key_value_heads=2, head_dim=8, sliding_window=4, layer_types=kinds)
+    return _text(hf.Gemma3TextModel(config), "layers", "self_attn.o_proj")
+
+
+def olmo2() -> Case:
+    model = hf.Olmo2Model(hf.Olmo2Config(**TEXT, **ENDS))
+    return _text(model, "layers", "self_attn.o_proj", with_read=False)
+
+
+def opt() -> Case:
+    config = hf.OPTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=64,
+        vocab_size=50,
+        word_embed_proj_dim=32,
+        **ENDS,
+    )
+    return _text(hf.OPTModel(config), "decoder.layers", "self_attn.out_proj")
+
+
+def mpt() -> Case:
+    config = hf.MptConfig(d_model=32, n_layers=2, n_heads=4, vocab_size=50)
+    return _text(hf.MptModel(config), "blocks", "attn.out_proj", kernel="softmax")
+
+
+def gpt_neo() -> Case:
+    kinds = [[["global", "local"], 1]]
+    config = hf.GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=4, vocab_size=50, attention_types=kinds, window_size=4, **ENDS
+    )
+    return _text(hf.GPTNeoModel(config), "h", "attn.attention.out_proj", kernel="softmax")
+
+
+def falcon_alibi() -> Case:
+    config = hf.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50, alibi=True, **ENDS
+    )
+    return _text(hf.FalconModel(config), "h", "self_attention.dense", with_mid=False)
+
+
+def modernbert() -> Case:
+    config = hf.ModernBertConfig(**TEXT, **ENDS, local_attention=4, cls_token_id=1, sep_token_id=2)
+    return _text(hf.ModernBertModel(config), "layers", "attn.Wo", name="encoder", cache=False)
+
+
+def distilbert() -> Case:
+    config = hf.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=50)
+    return _text(
+        hf.DistilBertModel(config),
+        "transformer.layer",
+        "attention.out_lin",
+        name="encoder",
+        cache=False,
+        with_read=False,
+    )
+
+
+def deberta_v2() -> Case:
+    config = hf.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    return _text(
+        hf.DebertaV2Model(config),
+        "encoder.layer",
+        "attention.output.dense",
+        name="encoder",
+        cache=False,
+        kernel="softmax",
+        with_read=False,
+    )
+
+
+def dinov2() -> Case:
+    config = hf.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
+    blocks = {"vision": ["encoder.layer.0", "encoder.layer.1"]}
+    batch = {"pixel_values": floats(2, 3, 16, 16)}
+    return Case(hf.Dinov2Model(config), batch, blocks, {"vision": 4}, {("vision", "self"): "attention.o_proj"})
+
+
+def switch() -> Case:
+    config = hf.SwitchTransformersConfig(
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        num_heads=4,
+        num_experts=4,
+        vocab_size=50,
+    )
+    batch = {"input_ids": ids(), "decoder_input_ids": ids(3, 7)}
+    model = hf.SwitchTransformersModel(config)
+    own, cross = "layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"
+    return _pair(model, "block", own, cross, batch, kernel="softmax")
+
+
 FAMILIES: dict[str, Callable[[], Case]] = {
     build.__name__: build
     for build in (
@@ -279,6 +383,18 @@ FAMILIES: dict[str, Callable[[], Case]] = {
         t5,
         vit,
         whisper,
+        qwen3,
+        gemma3,
+        olmo2,
+        opt,
+        mpt,
+        gpt_neo,
+        falcon_alibi,
+        modernbert,
+        distilbert,
+        deberta_v2,
+        dinov2,
+        switch,
         xlnet,
     )
 }
