@@ -24,6 +24,9 @@ _ONE_SLAB = 1 << 18
 _FLOOR = -40.0
 """Shifted scores below this count as −∞ in float32: exp is 4e-18 there, and denormals would take ten times as long."""
 
+_SAFE = 43.0
+"""Scores within ±43 differ by at most 86, and exp(−86) is still a normal number."""
+
 
 class Slab(NamedTuple):
     """Some rows of a map, and the range of keys outside of which they are zero."""
@@ -102,7 +105,8 @@ def keep(attention_map: AttentionMap) -> Kept:
         whole = torch.empty(shape, dtype=attention_map.dtype, device=attention_map.device)
         for tile in tiles(shape):
             part = attention_map.select(tile.batch, tile.heads)
-            whole[tile.batch, tile.heads] = part.rows(slice(0, shape[2]))
+            rows = slice(0, shape[2])
+            whole[tile.batch, tile.heads] = _weights(part, rows, Span(0, 0, 0, shape[3]))
         slabs = [Slab(slice(0, shape[2]), slice(0, shape[3]), whole)]
     else:
         blocks = _blocks(shape)
@@ -125,6 +129,8 @@ def _weights(attention_map: AttentionMap, rows: slice, span: Span) -> Tensor:
         return attention_map.rows(rows)[..., span.start : span.stop].contiguous()
     scores = attention_map.scores
     s = _visible_scores(scores, rows, span)
+    if _plain(scores, rows):
+        return torch.softmax(s, -1)
     top = s.amax(-1, keepdim=True)
     if scores.sink is not None:
         sink = scores.sink.to(s.dtype)[:, None, None]
@@ -137,6 +143,17 @@ def _weights(attention_map: AttentionMap, rows: slice, span: Span) -> Tensor:
     if scores.sink is not None:
         Z += (sink - top).exp()
     return s.div_(Z.masked_fill_(Z == 0, 1))
+
+
+def _plain(scores: Scores, rows: slice) -> bool:
+    """Whether torch's softmax will do: no sink, no row without keys, and no score so low that its exp is denormal."""
+    if scores.sink is not None or scores.bias is not None:
+        return False
+    query, key = (x.to(scores.dtype).norm(dim=-1).amax() for x in (scores.query[:, :, rows], scores.key))
+    bound = abs(scores.scale or 0) * float(query * key)
+    first, stop = scores.mask.intervals(scores.shape, "cpu")
+    simple = scores.mask.plain and scores.mask.keys(scores.shape) is None
+    return bound < _SAFE and simple and bool((stop > first)[:, rows].all())
 
 
 def _visible_scores(scores: Scores, rows: slice, span: Span) -> Tensor:
