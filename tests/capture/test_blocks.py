@@ -313,3 +313,37 @@ def test_blocks_with_something_else_between_each_two_of_them():
     assert recorder.anatomy.stacks[0].paths == ("blocks.0", "blocks.1", "blocks.2")
     assert [state.shape[1] for state in keep.states().values()] == [8, 8, 7, 6]
     assert list(keep.states("read", "out")) == [0]  # what the later blocks read is no layer's output
+
+
+def test_cross_attention_to_cached_keys_is_still_cross_attention():
+    config = hf.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=50, decoder_start_token_id=0
+    )
+    model = sharp(hf.T5ForConditionalGeneration(config))
+    anatomy = anatomy_of(model, ids(2), decoder_input_ids=ids(2, 3))
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    plain = model.generate(ids(2), **options)
+    keep = Keep()
+    with Recorder(model, [keep], anatomy=anatomy):
+        assert torch.equal(model.generate(ids(2), **options), plain)
+    decoder = [(call.layer, call.part, call.attention.shape[2:]) for call in keep.calls if call.stack == "decoder"]
+    assert decoder == [
+        (layer, part, (1, step if part == "self" else 9))
+        for step in (1, 2, 3)
+        for layer in (1, 2)
+        for part in ("self", "cross")
+    ]
+
+
+def test_a_survey_that_fails_leaves_nothing_behind():
+    class Failing(PlainGPT):
+        def forward(self, ids):
+            self.h[0](self.wte(ids))
+            raise KeyboardInterrupt
+
+    model = Failing()
+    with pytest.raises(KeyboardInterrupt):
+        survey(model, lambda: model(tokens()))
+    assert torch._C._len_torch_function_stack() == 0
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())

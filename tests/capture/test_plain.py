@@ -57,6 +57,51 @@ def test_additions_in_place_do_not_hide_the_state_between():
         assert_close(one.states()[layer], other.states()[layer])
 
 
+class PreNormed(nn.Module):
+    """A wrapper whose name says norm and whose output is not a norm's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(32), inner
+
+    def forward(self, x):
+        return self.inner(self.norm(x))
+
+
+class WrappedBlock(Block):
+    def __init__(self, width, heads, **options):
+        super().__init__(width, heads, **options)
+        self.attn, self.mlp = PreNormed(self.attn), PreNormed(self.mlp)
+
+    def forward(self, x):
+        x = self.attn(x) + x
+        return self.mlp(x) + x
+
+
+def test_what_a_wrapper_called_norm_returns_is_not_what_a_norm_hands_on():
+    model = sharp(PlainGPT(block=WrappedBlock))
+    keep, _, _ = record(model, lambda: run(model, tokens()))
+    for layer, block in enumerate(model.h, 1):
+        assert torch.equal(keep.states("read", "out")[layer - 1], block.attn.norm(keep.states()[layer - 1]))
+        assert torch.equal(keep.states("read", "mid")[layer], block.mlp.norm(keep.states("stream", "mid")[layer]))
+
+
+class ScaledBlock(Block):
+    """DeepNorm: the residual is scaled before it is added, so the chain of states cannot be followed."""
+
+    def forward(self, x):
+        x = x * 1.5 + self.attn(self.ln_1(x))
+        return x * 1.5 + self.mlp(self.ln_2(x))
+
+
+def test_residuals_that_cannot_be_followed_are_said_and_not_guessed():
+    model = sharp(PlainGPT(block=ScaledBlock))
+    keep, recorder, _ = record(model, lambda: run(model, tokens()))
+    assert list(keep.states()) == [0, 1, 2, 3]
+    assert not keep.states("stream", "mid")
+    assert any("cannot be followed" in note for note in recorder.notes)
+
+
 def test_parallel_branches_have_no_state_between():
     model = sharp(PlainGPT(block=ParallelBlock))
     keep, recorder, _ = record(model, lambda: run(model, tokens()))

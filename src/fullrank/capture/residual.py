@@ -161,5 +161,5 @@ def _version(tensor: Tensor) -> int:
 
 
 def is_norm(module: torch.nn.Module) -> bool:
-    """Whether a module is a norm, by the name of its class."""
-    return "norm" in type(module).__name__.lower()
+    """Whether a module is a norm: its class says so and it holds no other module, as a `PreNorm` wrapper does."""
+    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None

@@ -191,7 +191,7 @@ class Scene:
         except Unreadable as reason:
             self._note(f"attention in {path} was not read: {reason}.")
             return
-        kind = "self" if call.sources & _bit(block.stack) or not self._crosses(call) else "cross"
+        kind = self._kind(call, block)
         count = block.counts[kind]
         block.counts[kind] += 1
         queries, keys = self._real_tokens(call, reading, stack, kind)
@@ -210,9 +210,13 @@ class Scene:
         )
         self._emit("attention", event)
 
-    def _crosses(self, call: KernelCall) -> bool:
-        # values not made of the block's own stream come from another one, or from the cache of a module that says so
-        return bool(call.sources) or any(getattr(m, "is_cross_attention", False) is True for _, m in self.modules[-2:])
+    def _kind(self, call: KernelCall, block: _Block) -> str:
+        if call.sources:
+            return "self" if call.sources & _bit(block.stack) else "cross"
+        # values from a cache have no sources in this forward: the survey saw the same call without one
+        surveyed = self._anatomy.stacks[block.stack].calls[block.layer - 1]
+        index = sum(block.counts.values())
+        return surveyed[index].split(".")[0] if index < len(surveyed) else "self"
 
     def _heads(self, block: _Block) -> int | None:
         inside = self.modules[block.depth :] or self.modules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,13 @@ Later = Callable[[Callable[[], None]], object]
 def _keep_random_state(model: nn.Module, later: Later) -> None:
     cpu = torch.get_rng_state()
     later(lambda: torch.set_rng_state(cpu))
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    for device in devices:
+    for device in {tensor.device for tensor in (*model.parameters(), *model.buffers())}:
         module = getattr(torch, device.type, None)
         if device.type in ("cpu", "meta") or not hasattr(module, "get_rng_state"):
             continue
-        state = module.get_rng_state(device)  # type: ignore[union-attr]
-        later(lambda module=module, device=device, state=state: module.set_rng_state(state, device))  # type: ignore
+        where = () if device.type == "mps" else (device,)  # there is one of them
+        state = module.get_rng_state(*where)  # type: ignore[union-attr]
+        later(partial(module.set_rng_state, state, *where))  # type: ignore[union-attr]
 
 
 def _keep_training_flags(model: nn.Module, later: Later) -> None:
