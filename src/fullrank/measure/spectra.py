@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,44 +10,19 @@ from torch import Tensor
 from fullrank.capture.events import AttentionCall, Event, Signal
 from fullrank.measure.positions import real_or_all
 from fullrank.measure.samples import Place, Samples
+from fullrank.measure.scree import MapSpectrum, map_spectra
 from fullrank.measure.summaries import Summaries
 from fullrank.operators import Full
-from fullrank.operators.kept import Kept, keep
-from fullrank.operators.permuted import permuted
-from fullrank.operators.spectra import MEMORY, attention_singular_values, attention_spectra
+from fullrank.operators.spectra import MEMORY, attention_spectra
 from fullrank.table import Row
 
-__all__ = ["MapSpectrum", "SpectrumObserver"]
+__all__ = ["SpectrumObserver"]
 
 _SEQUENCES = 4  # of a batch: spectra are the dear part, and this many give their spread
-_WHOLE = 512  # up to this many tokens all singular values of a head are taken, and those of its permuted map
-_LEADING = 32  # beyond, this many
 _SMALL_SPREAD = 0.7  # up to this logit deviation the bulk edge of independent rows is 2√(Y₂ − 1/T)
 
 _NO_ROW = "no query of this scope sees enough keys"
 _TOO_LARGE = "the map was too large to be kept and permuted, and its logits spread too far for the closed form"
-
-
-class MapSpectrum(NamedTuple):
-    """Singular values of one head's map in the first sequence.
-
-    Attributes:
-        place: which call.
-        head: which head.
-        values: in falling order, all of them where `complete`.
-        tokens: the smaller of the map's rows in the headline scope and its real keys.
-        complete: whether `values` are all.
-        null: those of the map with each row's visible entries permuted; None where not taken.
-        inverse_participation: mean Σ A² of the rows.
-    """
-
-    place: Place
-    head: int
-    values: tuple[float, ...]
-    tokens: int
-    complete: bool
-    null: tuple[float, ...] | None
-    inverse_participation: float
 
 
 class SpectrumObserver:
@@ -68,7 +43,7 @@ class SpectrumObserver:
         self._summaries = summaries or Summaries()
         self._seed = seed
         self._memory = memory
-        self._maps: dict[tuple[Place, int], MapSpectrum] = {}
+        self._drawn: dict[Place, list[MapSpectrum]] = {}
 
     def see(self, event: Event) -> None:
         """Take the spectra of one attention call."""
@@ -104,7 +79,10 @@ class SpectrumObserver:
         spread = torch.where(keep, summary.logit_std[:batch], 0).sum(-1) / keep.sum(-1)
         null = self._null(event, found.null_s2.double(), Y2, spread, columns)
         self._samples.add(place, "bulk_excess", s2 / null, scope=scope, exact=exact, undefined=_TOO_LARGE)
-        self._keep_first(place, event, rows, columns, Y2)
+        if place not in self._drawn and bool(rows[0].any()):
+            self._drawn[place] = map_spectra(
+                place, event, rows[0], columns[0], Y2[0], memory=self._memory, seed=self._seed
+            )
 
     def rows(self) -> list[Row]:
         """Every number gathered so far."""
@@ -112,12 +90,12 @@ class SpectrumObserver:
 
     def spectra(self) -> tuple[MapSpectrum, ...]:
         """The singular values kept for drawing."""
-        return tuple(self._maps.values())
+        return tuple(one for drawn in self._drawn.values() for one in drawn)
 
     def merge(self, other: Self) -> None:
         """Take in the sequences that another observer saw; of the spectra, those this one does not have."""
         self._samples.merge(other._samples)
-        self._maps = {**other._maps, **self._maps}
+        self._drawn = {**other._drawn, **self._drawn}
 
     def _see_nothing(self, place: Place, scope: str, batch: int, heads: int) -> None:
         nothing = torch.full((batch, heads), torch.nan)
@@ -134,43 +112,3 @@ class SpectrumObserver:
         edge = 2 * (Y2 - 1 / T).clamp(min=0).sqrt()
         holds = (spread <= _SMALL_SPREAD) & isinstance(call.attention.mask, Full)
         return torch.where(permuted.isnan() & holds, edge, permuted)
-
-    def _keep_first(self, place: Place, call: AttentionCall, rows: Tensor, columns: Tensor, Y2: Tensor) -> None:
-        """The singular values of the first sequence's heads, for drawing."""
-        heads = call.attention.shape[1]
-        if (place, 0) in self._maps or not bool(rows[0].any()):
-            return
-        size = int(torch.minimum(rows[0].sum(), columns[0].sum()))
-        first = call.attention.select(slice(0, 1), slice(0, heads))
-        whole = max(call.attention.shape[2:]) <= _WHOLE
-        nulls: list[Tensor | None]
-        if whole:
-            kept = keep(first)
-            shuffled = permuted(kept, first.mask, seed=self._seed)
-            values = _singular_values(kept, rows[0], columns[0])
-            nulls = [None] * heads if shuffled is None else list(_singular_values(shuffled, rows[0], columns[0]))
-        else:
-            asked = min(_LEADING, size)
-            found = attention_singular_values(
-                first, asked, rows=rows[:1], columns=columns[:1], memory=self._memory, seed=self._seed
-            )
-            values, nulls = found.singular_values[0].cpu(), [None] * heads
-        for head in range(heads):
-            null_values = nulls[head]
-            self._maps[place, head] = MapSpectrum(
-                place=place,
-                head=head,
-                values=tuple(float(f"{v:.6g}") for v in values[head].tolist()),
-                tokens=size,
-                complete=whole,
-                null=None if null_values is None else tuple(float(f"{v:.6g}") for v in null_values.tolist()),
-                inverse_participation=float(Y2[0, head]),
-            )
-
-
-def _singular_values(kept: Kept, rows: Tensor, columns: Tensor) -> Tensor:
-    """All singular values of the asked rows and real columns, (heads, values), on the CPU."""
-    _, heads, _, keys = kept.shape
-    A = kept.matmat(torch.eye(keys, dtype=kept.dtype, device=kept.device).expand(1, heads, keys, keys))[0]
-    sigma: Tensor = torch.linalg.svdvals(A[:, rows][:, :, columns])
-    return sigma.cpu()

@@ -21,6 +21,7 @@ __all__ = ["StackShape", "StreamObserver"]
 
 _POINTS = 512  # metrics of all pairs of tokens look at no more query tokens than this
 _FEW = "needs at least two real tokens in the scope"
+_NO_RANK = "no rank: fewer than two real tokens in the scope, or no difference between them that the dtype can hold"
 
 
 @dataclass
@@ -116,7 +117,7 @@ class StreamObserver:
         for prefix, sigma in zip(("", "centered_"), both, strict=True):
             ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype, largest=both[0][..., 0])
             for name, value in ranks.items():
-                self._samples.add(place, prefix + name, value, scope=scope, undefined=_FEW)
+                self._samples.add(place, prefix + name, value, scope=scope, undefined=_NO_RANK)
 
     def _see_shape(self, place: Place, X: Tensor, real: Tensor) -> None:
         self._standardized.add(place, X, real)

@@ -105,7 +105,7 @@ def _stack(stack: Mapping[str, Any]) -> str:
     said = [f"{stack[name]} {name}" for name in ("blocks", "heads") if stack.get(name)]
     if stack.get("width"):
         said.append(f"width {stack['width']}")
-    if stack.get("causal") is not None:
+    if stack.get("causal") is not None and stack.get("heads", 1):
         said.append("causal" if stack["causal"] else "bidirectional")
     if stack.get("kernel"):
         said.append(str(stack["kernel"]))

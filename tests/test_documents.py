@@ -1,0 +1,52 @@
+"""What the documents show runs, and what they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2Model
+
+import fullrank
+from fullrank.metrics import VOCABULARY
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def names():
+    torch.manual_seed(0)
+    model = GPT2Model(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64)).eval()
+    batch = {"input_ids": torch.randint(50, (3, 24), generator=torch.Generator().manual_seed(1))}
+    other = fullrank.examine(model, {"input_ids": batch["input_ids"].flip(1)}, spectrum=False)
+    return {"model": model, "batch": batch, "other": other}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_example_runs(page, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks, "a page without an example"
+    space = dict(names)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), space)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_metrics_that_the_readme_names_are_in_the_vocabulary():
+    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    known = {name for name in named if name in VOCABULARY}
+    assert {"branch_energy"} <= known
+
+
+def test_the_architecture_page_names_every_room():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = {path.name for path in (ROOT / "src" / "fullrank").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    for room in rooms:
+        assert f"`{room}/`" in text, room
