@@ -222,7 +222,7 @@ def sections(tokens, rounds, sizes):
     yield header() + "."
     yield ""
     yield (
-        "Times are medians of sides that take turns in one run; dense times are single. `products` counts products with "
+        "Times are medians of sides that take turns in one run; dense times are single. `products` counts those with "
         "a block of vectors. within: largest |error| / (1 % of the value + 1e-5 s₁) over s₁ and s₂ against "
         "`torch.linalg.svdvals` of the dense map. `all four` is everything `attention_spectra` gives: s₁ and s₂ of A, "
         "‖A − U‖₂, ‖(I − J)A‖₂ and the permuted null."

@@ -49,7 +49,7 @@ def leading_singular_values(
     k: int = 2,
     *,
     start: Float[Tensor, "*lead m block"] | None = None,
-    tolerance: float = 3e-3,
+    tolerance: float = 5e-3,
     max_iterations: int = 24,
     seed: int = 0,
 ) -> Spectrum:
@@ -62,7 +62,7 @@ def leading_singular_values(
         operator: anything with shape, dtype, device, matmat and rmatmat.
         k: how many values.
         start: left vectors near the leading singular space; the better, the fewer products. Random by default.
-        tolerance: relative growth of the values at which to stop.
+        tolerance: estimated relative growth still to come at which to stop.
         max_iterations: half steps (products) at most; reaching it sets `exact` to false.
         seed: of the random start.
 
@@ -118,7 +118,7 @@ def _bidiagonalised(operator: LinearOperator, k: int, start: Tensor, tolerance: 
         earlier = M[..., : M.shape[-1] - Y.shape[-1]]
         G = _image_gram(earlier, known, Y)
         sigma = torch.linalg.eigvalsh(G)[..., -k:].flip(-1).clamp(min=0).sqrt()
-        history = [*history[-2:], sigma]
+        history = [*history[-3:], sigma]
         # growth below a few units of the products' rounding counts as none
         settled = _settled(history, tolerance, 8 * torch.finfo(operator.dtype).eps)
         if iteration >= max_iterations or bool(settled.all()):
@@ -146,10 +146,11 @@ def _bidiagonalised(operator: LinearOperator, k: int, start: Tensor, tolerance: 
 
 
 def _coefficients(basis: list[Tensor], Y: Tensor) -> Tensor:
-    """Coefficients of Y in an orthonormal basis given by blocks, in float64."""
+    # of Y in an orthonormal basis given by blocks, in float64; orthogonal to all but the last block by construction
     if not basis:
         return Y.new_zeros((*Y.shape[:-2], 0, Y.shape[-1]), dtype=torch.float64)
-    return torch.cat([(B.mT @ Y).double() for B in basis], -2)
+    older = sum(B.shape[-1] for B in basis[:-1])
+    return torch.nn.functional.pad((basis[-1].mT @ Y).double(), (0, 0, older, 0))
 
 
 def _combine(basis: list[Tensor], coefficients: Tensor) -> Tensor:
@@ -168,14 +169,17 @@ def _image_gram(earlier: Tensor, known: Tensor, Y: Tensor) -> Tensor:
 
 
 def _settled(history: list[Tensor], tolerance: float, floor: float) -> Tensor:
-    # Where growth falls by a factor r from one half step to the next, what is still to come is about r/(1 − r) of the
-    # last growth: slow convergence has to be more still than fast convergence. Before r is known, 1/2 is taken for it.
+    # Where growth falls by a factor r per half step, what is still to come is about r/(1 − r) of the last growth: slow
+    # convergence has to be more still than fast convergence. Left and right steps gain in turns, so r is taken over two
+    # of them as soon as there are enough; before, 1/2 is taken for it.
     sigma = history[-1]
     if len(history) == 1:
         return torch.zeros(sigma.shape[:-1], dtype=torch.bool, device=sigma.device)
-    to_come = growth = (sigma - history[-2]).clamp(min=0)
-    if len(history) == 3:
-        ratio = (growth / (history[-2] - history[-3]).clamp(min=1e-300)).clamp(max=0.9)
-        to_come = growth * (ratio / (1 - ratio)).clamp(min=1)
+    growth = [(later - earlier).clamp(min=0) for earlier, later in itertools.pairwise(history)]
+    to_come = growth[-1]
+    if len(growth) > 1:
+        ratio = growth[-1] / growth[0].clamp(min=1e-300)
+        ratio = (ratio.sqrt() if len(growth) > 2 else ratio).clamp(max=0.9)
+        to_come = to_come * (ratio / (1 - ratio)).clamp(min=1)
     still: Tensor = (to_come <= tolerance * sigma + floor * sigma[..., :1]).all(-1)
     return still

@@ -32,15 +32,18 @@ def orthonormalise(
 
     Args:
         Y: the vectors.
-        against: blocks with orthonormal (or zero) columns, orthogonal to each other.
+        against: blocks with orthonormal (or zero) columns, orthogonal to each other; Y may be anything with respect to
+            the last, and is expected to be nearly orthogonal to the others.
 
     Returns:
         Y's shape: columns orthonormal to rounding, or zero.
     """
     rounding = 100 * torch.finfo(Y.dtype).eps ** 2
     energy = Y.square().sum(-2, dtype=torch.float64)
-    for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
-        for B in against:
+    # Only the last block of a Golub–Kahan process overlaps with the new one; the others do by rounding. Twice is
+    # enough: the second pass removes what rounding left of the first, from all blocks.
+    for blocks in (against[-1:], against):
+        for B in blocks:
             Y = Y - B @ (B.mT @ Y)
         G = gram(Y)
         left = G.diagonal(dim1=-2, dim2=-1)

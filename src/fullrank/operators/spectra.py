@@ -65,7 +65,7 @@ def attention_singular_values(
     *,
     rows: Bool[Tensor, "#batch queries"] | None = None,
     columns: Bool[Tensor, "#batch keys"] | None = None,
-    tolerance: float = 3e-3,
+    tolerance: float = 5e-3,
     max_iterations: int = 24,
     memory: int = MEMORY,
     seed: int = 0,
@@ -80,7 +80,7 @@ def attention_singular_values(
         k: how many values.
         rows: which queries; all that see a key by default.
         columns: which keys are real; all by default.
-        tolerance: relative growth of the values at which to stop.
+        tolerance: estimated relative growth still to come at which to stop.
         max_iterations: products at most.
         memory: bytes of maps kept at a time.
         seed: of the random directions in the start.
@@ -108,7 +108,7 @@ def attention_spectra(
     rows: Bool[Tensor, "#batch queries"] | None = None,
     columns: Bool[Tensor, "#batch keys"] | None = None,
     leading: int = 2,
-    tolerance: float = 3e-3,
+    tolerance: float = 5e-3,
     max_iterations: int = 24,
     memory: int = MEMORY,
     seed: int = 0,
@@ -120,7 +120,7 @@ def attention_spectra(
         rows: which queries (such as the late ones of causal attention); all that see a key by default.
         columns: which keys are real; all by default.
         leading: how many singular values of A.
-        tolerance: relative growth of the values at which to stop.
+        tolerance: estimated relative growth still to come at which to stop.
         max_iterations: products at most, for each of the four.
         memory: bytes of maps kept at a time; beyond, products are recomputed and there is no null.
         seed: of the random directions in the start, and of the permutations.
