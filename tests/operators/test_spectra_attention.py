@@ -290,6 +290,15 @@ def test_the_null_of_a_long_map_has_the_edge_of_random_permutations(mask, spread
     assert float(difference) <= 0.03 * float(torch.stack(draws).mean()) + 2 * float(spread_of_draws)
 
 
+def test_the_null_can_be_left_out_and_nothing_else_changes():
+    A = AttentionOperator(*qk(100))
+    whole, less = attention_spectra(A), attention_spectra(A, null=False)
+    assert bool(less.null_s2.isnan().all())
+    assert not bool(whole.null_s2.isnan().any())
+    assert torch.equal(whole.s, less.s)
+    assert torch.equal(whole.smoothing_gain, less.smoothing_gain)
+
+
 def test_the_null_is_independent_of_maps_drawn_from_the_same_seed():
     logits = torch.randn(1, 1, 400, 400, generator=torch.Generator().manual_seed(0))
     found = [attention_spectra(DenseAttention(logits.softmax(-1), visible=Full()), seed=s).null_s2 for s in (0, 1)]

@@ -108,6 +108,7 @@ def attention_spectra(
     rows: Bool[Tensor, "#batch queries"] | None = None,
     columns: Bool[Tensor, "#batch keys"] | None = None,
     leading: int = 2,
+    null: bool = True,
     tolerance: float = 5e-3,
     max_iterations: int = 24,
     memory: int = MEMORY,
@@ -120,6 +121,7 @@ def attention_spectra(
         rows: which queries (such as the late ones of causal attention); all that see a key by default.
         columns: which keys are real; all by default.
         leading: how many singular values of A.
+        null: whether to take the permuted null, which costs about as much as the rest; NaN where not.
         tolerance: estimated relative growth still to come at which to stop.
         max_iterations: products at most, for each of the four.
         memory: bytes of maps kept at a time; beyond, products are recomputed and there is no null.
@@ -135,12 +137,12 @@ def attention_spectra(
         of_A = group.leading(leading, *how)
         of_difference = group.uniform_distance(*how)
         of_centred = group.smoothing_gain(*how)
-        null, null_exact = group.null(*how)
+        null_s2, null_exact = group.null(*how) if null else group.without_null()
         numbers = {
             "s": of_A.singular_values,
             "uniform_distance": of_difference.singular_values[..., 0],
             "smoothing_gain": of_centred.singular_values[..., 0],
-            "null_s2": null,
+            "null_s2": null_s2,
             "residuals": of_A.residuals,
             "exact": of_A.exact & of_difference.exact & of_centred.exact & null_exact,
         }
@@ -245,12 +247,16 @@ class _Group:
         """s₂ of the permuted map, and whether it converged."""
         shuffled = None if self.kept is None else permuted(self.kept, self.part.mask, seed=self.seed)
         if shuffled is None:
-            nothing = torch.full(self.rank.shape, torch.nan, dtype=self.part.dtype, device=self.part.device)
-            return nothing, torch.ones_like(self.rank, dtype=torch.bool)
+            return self.without_null()
         self.kept = None
         ones = torch.ones_like(self.outputs[..., :1])
         found = self._solve(self._restricted(shuffled), 2, self._with_spare(ones, self.outputs), tolerance, cap)
         return found.singular_values[..., 1], found.exact
+
+    def without_null(self) -> tuple[Tensor, Tensor]:
+        """NaN, and nothing that failed to converge."""
+        nothing = torch.full(self.rank.shape, torch.nan, dtype=self.part.dtype, device=self.part.device)
+        return nothing, torch.ones_like(self.rank, dtype=torch.bool)
 
     def _with_spare(self, *blocks: Tensor) -> Tensor:
         shape = (*self.outputs.shape[:-1], _SPARE)
