@@ -16,7 +16,8 @@ def first_nonfinite_parameter(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta or not parameter.is_floating_point():
             continue
-        if not bool(torch.isfinite(parameter.detach()).all()):
+        # the extremes carry NaN and infinity along, and need no copy of a large embedding as `isfinite` does
+        if parameter.numel() and not bool(torch.isfinite(torch.stack(parameter.detach().aminmax())).all()):
             return name
     return None
 

@@ -1,8 +1,9 @@
 """Observers: what capture sees becomes rows of the table."""
 
 from fullrank.measure.attention import AttentionObserver
+from fullrank.measure.memory import FreedMemory
 from fullrank.measure.nulls import gaussian_nulls
 from fullrank.measure.spectra import SpectrumObserver
 from fullrank.measure.stream import StreamObserver
 
-__all__ = ["AttentionObserver", "SpectrumObserver", "StreamObserver", "gaussian_nulls"]
+__all__ = ["AttentionObserver", "FreedMemory", "SpectrumObserver", "StreamObserver", "gaussian_nulls"]

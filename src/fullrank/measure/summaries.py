@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,20 +37,19 @@ def row_scopes(call: AttentionCall) -> dict[str, Tensor]:
 
 
 class Summaries:
-    """Remembers the scopes and the summary of the last call, and of no other."""
+    """Remembers the scopes and the summary of the last call, and of no other.
+
+    The call itself is not held: its queries, keys and values are the model's to free.
+    """
 
     def __init__(self) -> None:
-        self._call: AttentionCall | None = None
+        self._call: Callable[[], AttentionCall | None] = lambda: None
         self._last: tuple[dict[str, Tensor], Summary] | None = None
 
     def of(self, call: AttentionCall) -> tuple[dict[str, Tensor], Summary]:
         """The scopes of a call's rows and the summary with one column mean per scope, in the same order."""
-        if self._last is None or self._call is not call:
+        if self._last is None or self._call() is not call:
             scopes = row_scopes(call)
             self._last = scopes, call.attention.summary(groups=torch.stack(list(scopes.values())))
-            self._call = call
+            self._call = weakref.ref(call)
         return self._last
-
-    def forget(self) -> None:
-        """Let the last call go."""
-        self._call = self._last = None

@@ -17,7 +17,7 @@ from fullrank.metrics.accumulate import mean_token, real_tokens
 
 __all__ = ["Neighbours", "intrinsic_dimension", "nearest_neighbours", "neighbourhood_overlap"]
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 19
 """Distances held at a time."""
 
 

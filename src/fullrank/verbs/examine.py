@@ -16,7 +16,7 @@ from fullrank.capture import Anatomy, Recorder, survey, undisturbed
 from fullrank.capture.events import Event, Observer, Signal, StreamState
 from fullrank.capture.finite import first_nonfinite_module, first_nonfinite_parameter
 from fullrank.errors import BatchError, FullrankError, NonFiniteError
-from fullrank.measure import AttentionObserver, SpectrumObserver, StreamObserver, gaussian_nulls
+from fullrank.measure import AttentionObserver, FreedMemory, SpectrumObserver, StreamObserver, gaussian_nulls
 from fullrank.measure.summaries import Summaries
 from fullrank.report import HeadSpectrum, Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
@@ -117,7 +117,8 @@ def _observers(anatomy: Anatomy, *, spectrum: bool, seed: int) -> list[Observer]
     observers: list[Observer] = [_Finite(), StreamObserver(causal=causal), AttentionObserver(summaries)]
     if spectrum:
         observers.append(SpectrumObserver(summaries, seed=seed))
-    return observers
+    # freed memory is given back after each observer, before the next one asks for blocks of other sizes
+    return [one for observer in observers for one in (observer, FreedMemory())]
 
 
 # ---------------------------------------------------------------- during
