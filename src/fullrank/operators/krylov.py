@@ -23,6 +23,9 @@ from fullrank.operators.randomness import own_generator
 
 __all__ = ["Spectrum", "leading_singular_values"]
 
+_SPARE = 8
+"""Columns beyond the values asked for that a start has at least."""
+
 _NARROW = 16
 """Columns below which a product gets no cheaper."""
 
@@ -80,6 +83,8 @@ def leading_singular_values(
         return _factorised(operator, k)
     if start is None:
         start = random_block((*lead, m, width), operator, seed)
+    elif width < k + _SPARE:  # the first half step already has to give k values
+        start = torch.cat([start, random_block((*lead, m, k + _SPARE - width), operator, seed)], -1)
     return _bidiagonalised(operator, k, start.to(operator.dtype), tolerance, max_iterations)
 
 
