@@ -1,9 +1,10 @@
 """The leading singular values of any linear operator, by block Golub–Kahan bidiagonalisation.
 
 From a left block U₀ the method takes half steps: V₀ = orth(AᵀU₀), U₁ = orth(AV₀), V₁ = orth(AᵀU₁), … with full
-reorthogonalisation. After each half step the singular values of A restricted to the basis so far (of Aᵀ U₀…Uᵢ or of
-A V₀…Vᵢ) are lower bounds that only grow; the method stops when they do not. A small residual alone says that *a*
-singular value lies near, not which one: with values clustered near 1, as in trained heads, growth tells more.
+reorthogonalisation. A wide start is cut to its leading Ritz vectors after one step each way. After each half step the
+singular values of A restricted to the basis so far (of Aᵀ U₀…Uᵢ or of A V₀…Vᵢ) are lower bounds that only grow; the
+method stops when they do not. A small residual alone says that *a* singular value lies near, not which one: with
+values clustered near 1, as in trained heads, growth tells more.
 
 Small problems are solved in float64. Their Gram matrix resolves a value to about 1e-8 of the largest in float64 and to
 the products' own rounding, about 1e-7 of the largest, in float32.
@@ -25,6 +26,9 @@ __all__ = ["Spectrum", "leading_singular_values"]
 
 _SPARE = 8
 """Columns beyond the values asked for that a start has at least."""
+
+_THIN = 32
+"""Columns to go on with where a wider start has not settled the values."""
 
 _NARROW = 16
 """Columns below which a product gets no cheaper."""
@@ -128,6 +132,12 @@ def _bidiagonalised(operator: LinearOperator, k: int, start: Tensor, tolerance: 
         settled = _settled(history, tolerance, 8 * torch.finfo(operator.dtype).eps)
         if iteration >= max_iterations or bool(settled.all()):
             break
+        if iteration == 2 and start.shape[-1] > max(_THIN, k + _SPARE):
+            # A wide start finds what it points at in one step each way. What is left needs degree more than width:
+            # go on from the leading left Ritz vectors alone, whose values the next half step can only raise.
+            leading = torch.linalg.eigh(G).eigenvectors[..., -max(_THIN, k + _SPARE) :]
+            X, Z, M = [orthonormalise(Y @ leading.to(Y.dtype))], [], M[..., :0, : leading.shape[-1]]
+            continue
         new = orthonormalise(Y, Z)
         zeros = M.new_zeros(*M.shape[:-2], new.shape[-1], earlier.shape[-1])
         below = torch.cat([zeros, _coefficients([new], Y)], -1)
