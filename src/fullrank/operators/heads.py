@@ -17,10 +17,10 @@ from fullrank.operators.uniform import Difference
 
 __all__ = ["HeadGroup", "asked_queries", "head_groups"]
 
-_WIDTH = 72
+_WIDTH = 68
 """Columns of the start of a long map: a vector of ones, 64 directions of the keys, and"""
 
-_SPARE = 7
+_SPARE = 3
 """random directions, for singular vectors that the keys do not point at."""
 
 _BLOCKS = 12

@@ -15,6 +15,12 @@ __all__ = ["gram", "orthonormalise"]
 _DROP = 1e-10
 """Directions whose share of the (scaled) block's energy is below this are rounding: they are dropped."""
 
+_SOUND = 0.1
+"""Smallest pivot of the scaled Gram matrix with which one pass is enough."""
+
+_KEPT = 1e-2
+"""Share of every column's energy that the projection must have left for the same."""
+
 
 def gram(Y: Float[Tensor, "*lead m width"]) -> Float[Tensor, "*lead width width"]:
     """YᵀY in float64. O(m width²)."""
@@ -40,31 +46,39 @@ def orthonormalise(
     """
     rounding = 100 * torch.finfo(Y.dtype).eps ** 2
     energy = Y.square().sum(-2, dtype=torch.float64)
-    # Only the last block of a Golub–Kahan process overlaps with the new one; the others do by rounding. Twice is
-    # enough: the second pass removes what rounding left of the first, from all blocks.
-    for blocks in (against[-1:], against):
+    # Only the last block of a Golub–Kahan process overlaps with the new one; the others do by rounding, which must go
+    # too, or converged directions come back as copies. Twice is enough, and once where the block was well conditioned:
+    # the second pass removes what rounding left of the first.
+    for blocks in ((*against[-1:], *against), against):
         for B in blocks:
             Y = Y - B @ (B.mT @ Y)
         G = gram(Y)
         left = G.diagonal(dim1=-2, dim2=-1)
         # a column that the projection all but removed holds nothing but rounding
         scale = torch.where(left > rounding * energy, left, torch.inf).rsqrt()
-        W = _whitening(scale[..., :, None] * G * scale[..., None, :])
+        W, sound = _whitening(scale[..., :, None] * G * scale[..., None, :])
         Y = Y @ (scale[..., :, None] * W).to(Y.dtype)
+        if sound and bool((left > _KEPT * energy).all()):
+            break
         energy = torch.ones_like(energy)
     return Y
 
 
-def _whitening(G: Tensor) -> Tensor:
-    """W with WᵀGW = I: the inverse Cholesky factor, or from eigenvectors where G is singular to rounding."""
+def _whitening(G: Tensor) -> tuple[Tensor, bool]:
+    """W with WᵀGW = I: the inverse Cholesky factor, or from eigenvectors where G is singular to rounding.
+
+    Returns:
+        W, and whether G was so well conditioned that rounding is not amplified.
+    """
     L, failed = torch.linalg.cholesky_ex(G)
-    pivots = L.diagonal(dim1=-2, dim2=-1)
-    if bool(((failed == 0) & (pivots.amin(-1) > 1e-3)).all()):
+    pivots = L.diagonal(dim1=-2, dim2=-1).amin(-1).masked_fill(failed != 0, 0)
+    smallest = float(pivots.min()) if pivots.numel() else 1.0
+    if smallest > 1e-3:
         eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
         inverse: Tensor = torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
-        return inverse.mT
+        return inverse.mT, smallest > _SOUND
     energy, Z = torch.linalg.eigh(G)
     tiny = torch.finfo(G.dtype).tiny
     kept = energy > _DROP * energy[..., -1:].clamp(min=tiny)
     scaled: Tensor = Z * torch.where(kept, energy.clamp(min=tiny).rsqrt(), 0)[..., None, :]
-    return scaled
+    return scaled, False
