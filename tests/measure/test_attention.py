@@ -137,3 +137,15 @@ def test_unseen_values_give_a_reason_instead_of_a_number(qkv):
     (row,) = [r for r in observer.rows() if r.metric == "branch_energy" and r.head == 0]
     assert row.value is None
     assert "values" in row.note
+
+
+def test_positions_count_real_tokens_however_the_batch_is_padded(generator):
+    q = torch.randn(1, 1, T, 8, generator=generator)
+    k = torch.randn(1, 1, T, 8, generator=generator)
+    q[..., 0], k[..., 0] = 4.0, 0.0
+    k[0, 0, 5, 0] = 8.0  # the first real key after five padded ones
+    real = torch.ones(1, T, dtype=torch.bool)
+    real[:, :5] = False
+    observer = AttentionObserver()
+    observer.see(call(AttentionOperator(q, k, mask=Full() & Padding(real)), real=real))
+    assert number(observer.rows(), "sink_position") == 0

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullrank.measure.positions import eligible_rows, late_tokens, real_or_all
-from fullrank.operators import AttentionOperator, Causal, Full, Padding
+from fullrank.operators import AttentionOperator, Causal, Full, Padding, SlidingWindow
 
 
 def test_late_tokens_see_more_than_half_of_the_context():
@@ -44,3 +44,10 @@ def test_padded_queries_never_enter():
 
 def test_no_mask_means_every_token_is_real():
     assert real_or_all(None, 2, 3, torch.device("cpu")).tolist() == [[True] * 3] * 2
+
+
+def test_a_short_window_is_no_reason_to_leave_every_row_out():
+    attention = AttentionOperator(torch.zeros(1, 1, 256, 4), torch.zeros(1, 1, 256, 4), mask=SlidingWindow(8))
+    everything = torch.ones(1, 256, dtype=torch.bool)
+    rows = eligible_rows(attention.visible_count(), everything, everything)
+    assert rows[0].nonzero().flatten().tolist() == list(range(1, 256))  # ⌈8/4⌉ = 2 keys

@@ -108,6 +108,8 @@ def test_identical_tokens_are_marked_at_the_float_floor(generator):
     row = number(observer.rows(), "residual")
     assert row.value < 1e-6
     assert "float floor of float32" in row.note
+    assert "float floor of float32" in number(observer.rows(), "token_energy").note
+    assert number(observer.rows(), "rms").note == ""
 
 
 def test_one_sequence_alone_cannot_tell_shared_from_its_own_mean(X):

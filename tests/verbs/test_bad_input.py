@@ -109,3 +109,38 @@ def test_nothing_is_left_behind_after_an_error(gpt2, fault):
     assert torch.equal(random, torch.get_rng_state())
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in gpt2.modules()]
     assert not any(hooks)
+
+
+def test_what_a_builtin_says_about_shapes_is_one_sentence_too():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    with pytest.raises(BatchError) as error:
+        fullrank.examine(model, torch.randn(2, 5, 8))  # width 8 for a model of width 16
+    assert "does not fit TransformerEncoder" in sentence(error)
+
+
+def test_an_attention_mask_of_the_wrong_length(bert):
+    batch = {"input_ids": torch.ones(2, 6, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+    with pytest.raises(BatchError) as error:
+        fullrank.examine(bert, batch)
+    assert "mask has the shape (2, 5); the batch's tokens have (2, 6)" in sentence(error)
+
+
+def test_a_mask_must_be_of_sequences_and_tokens(gpt2):
+    ids = torch.arange(16).reshape(2, 8)
+    with pytest.raises(BatchError, match=r"mask has the shape \(8,\)"):
+        fullrank.examine(gpt2, ids, mask=torch.ones(8, dtype=torch.bool))
+    with pytest.raises(BatchError, match=r"the batch's tokens have \(2, 8\)"):
+        fullrank.examine(gpt2, ids, mask=torch.ones(2, 7, dtype=torch.bool))
+    with pytest.raises(BatchError, match="goes with one batch"):
+        fullrank.examine(gpt2, [ids, ids], mask=torch.ones(2, 8, dtype=torch.bool))
+
+
+def test_a_fault_of_an_observer_is_not_blamed_on_the_batch(gpt2, monkeypatch):
+    def broken(self, event):
+        torch.zeros(2) @ torch.zeros(3)
+
+    monkeypatch.setattr("fullrank.measure.StreamObserver.see", broken)
+    with pytest.raises(RuntimeError) as error:
+        fullrank.examine(gpt2, torch.arange(16).reshape(2, 8))
+    assert not isinstance(error.value, FullrankError)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fullrank.capture.events import AttentionCall, Event, Signal
+from fullrank.measure.positions import real_or_all
 from fullrank.measure.samples import Place, Samples
 from fullrank.measure.summaries import Summaries
 from fullrank.metrics.rows import (
@@ -54,13 +55,16 @@ class AttentionObserver:
             return
         place = Place(event.stack, event.layer, "attention", event.part)
         scopes, summary = self._summaries.of(event)
+        sequences, _, _, keys = event.attention.shape
+        # positions count real tokens, so that a first token is at 0 however the batch is padded
+        rank = real_or_all(event.real_keys, sequences, keys, event.attention.device).cumsum(-1) - 1
         for index, (scope, rows) in enumerate(scopes.items()):
             columns = summary.column_mean[index]  # (sequences, heads, keys)
             self._see_distribution(place, event.attention, summary, columns, rows, scope)
             self._see_logits(place, summary, rows, scope)
             mass, position = columns.max(-1)
             self._samples.add(place, "sink_mass", mass, scope=scope, undefined=_NO_ROW)
-            where = position.double().masked_fill(mass.isnan(), torch.nan)
+            where = rank.gather(1, position).double().masked_fill(mass.isnan(), torch.nan)
             self._samples.add(place, "sink_position", where, scope=scope, undefined=_NO_ROW, reduce="mode")
         self._see_branch(place, event, scopes)
         headline = list(scopes)[-1]
@@ -93,12 +97,12 @@ class AttentionObserver:
 
     def _see_logits(self, place: Place, summary: Summary, rows: Tensor, scope: str) -> None:
         per_head = rows.unsqueeze(1) & ~summary.entropy.isnan()
+        unseen = bool(per_head.any()) and bool(summary.max_logit[per_head.expand_as(summary.max_logit)].isnan().all())
+        reason = "the scores before the softmax were not seen" if unseen else _NO_ROW
         gauge = log_context_gauge_rows(summary.logit_std, summary.visible)
-        unseen = "the scores before the softmax were not seen"
         for metric, values in (("logit_std", summary.logit_std), ("log_context_gauge", gauge)):
-            self._samples.add(place, metric, mean_over_rows(values, per_head), scope=scope, undefined=unseen)
-        largest = max_over_rows(summary.max_logit, per_head)
-        self._samples.add(place, "max_logit", largest, scope=scope, undefined=unseen)
+            self._samples.add(place, metric, mean_over_rows(values, per_head), scope=scope, undefined=reason)
+        self._samples.add(place, "max_logit", max_over_rows(summary.max_logit, per_head), scope=scope, undefined=reason)
 
     def _see_branch(self, place: Place, call: AttentionCall, scopes: dict[str, Tensor]) -> None:
         if call.value is None:
@@ -110,9 +114,10 @@ class AttentionObserver:
         centred = AV - call.attention.uniform().matmat(call.value)
         for scope, rows in scopes.items():
             keep = rows[:, None, :, None]
-            energy = AV.float().square().mul(keep).sum((-2, -1))
-            share = centred.float().square().mul(keep).sum((-2, -1)) / energy
-            self._samples.add(place, "branch_energy", share, scope=scope, undefined=_NO_ROW)
+            energy = torch.where(keep, AV, 0).square().sum((-2, -1), dtype=torch.float64)
+            rest = torch.where(keep, centred, 0).square().sum((-2, -1), dtype=torch.float64)
+            none = _NO_ROW if not bool(rows.any()) else "the heads' outputs are zero"
+            self._samples.add(place, "branch_energy", rest / energy, scope=scope, undefined=none)
 
     def _see_without_sinks(
         self,

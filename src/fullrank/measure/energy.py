@@ -9,15 +9,20 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from fullrank import metrics
 from fullrank.measure.samples import Place, Samples
+from fullrank.metrics.accumulate import mean_token, real_tokens
+from fullrank.metrics.tokens import unit_tokens
 from fullrank.table import Row
 
 __all__ = ["Energy"]
 
 _ALONE = "needs at least two independent sequences: with one, what all share and what it shares are the same"
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Per sequence: tokens, their sum, energy around their mean, tokens that are not zero, sum of their unit vectors."""
 
 
 class Energy:
@@ -30,39 +35,44 @@ class Energy:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[Place, str], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        self._parts: dict[tuple[Place, str], list[Parts]] = {}
+        self._notes: dict[tuple[Place, str], str] = {}
 
-    def add(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
-        """Take in one batch: X (sequences, tokens, width), mask (sequences, tokens)."""
-        X = X.to(torch.float64) if X.dtype == torch.float64 else X.float()
-        weight = mask.unsqueeze(-1).to(X.dtype)
-        n = mask.sum(-1)  # (sequences,)
-        total = (X * weight).sum(1, dtype=torch.float64)  # S_b
-        mean = (total / n.clamp(min=1).unsqueeze(-1)).to(X.dtype)
-        token = ((X - mean.unsqueeze(1)) * weight).square().sum((1, 2), dtype=torch.float64)
-        units = (normalize(X, dim=-1) * weight).sum(1, dtype=torch.float64)
-        self._parts.setdefault((place, scope), []).append((n.double(), total, token, units))
+    def add(self, place: Place, X: Tensor, mask: Tensor, scope: str, *, note: str = "") -> None:
+        """Take in one batch: X (sequences, tokens, width), mask (sequences, tokens), what to know of its token part."""
+        if note:
+            self._notes[place, scope] = note
+        X, real = real_tokens(X, mask)
+        n = real.sum(-1)  # (sequences,)
+        x_bar = mean_token(X, real)
+        # squares in float64: those of a collapsing or exploding stream leave the range of float32
+        token = torch.where(real[..., None], X - x_bar, 0).double().square().sum((1, 2))
+        U = unit_tokens(X)
+        directed = (U != 0).any(-1).sum(-1)
+        part = (n.double(), X.sum(1, dtype=torch.float64), token, directed.double(), U.sum(1, dtype=torch.float64))
+        self._parts.setdefault((place, scope), []).append(part)
 
     def merge(self, other: Self) -> None:
         """Append the sequences of another."""
         for key, parts in other._parts.items():
             self._parts.setdefault(key, []).extend(parts)
+        self._notes |= other._notes
 
     def rows(self) -> list[Row]:
         """The three shares and `similarity_across` for every place and scope; the gaps over `samples` for blocks."""
         rows = []
         for (place, scope), parts in self._parts.items():
-            n, S, token, units = (torch.cat([part[i].cpu() for part in parts]) for i in range(4))
-            keep = n > 0
-            n, S, token, units = n[keep], S[keep], token[keep], units[keep]
+            whole: Parts = tuple(torch.cat([part[i].cpu() for part in parts]) for i in range(5))  # type: ignore[assignment]
+            keep = whole[0] > 0
+            n, S, token, directed, units = (one[keep] for one in whole)
             for metric, statistic in _STATISTICS.items():
-                rows.append(_row(place, scope, metric, statistic, (n, S, token, units)))
+                row = _row(place, scope, metric, statistic, (n, S, token, directed, units))
+                if metric == "token_energy" and row.value is not None:
+                    row = replace(row, note=self._notes.get((place, scope), ""))
+                rows.append(row)
             if scope == "all" and (place.site, place.part) == ("stream", "out"):
                 rows.extend(_gaps(place, S / n.unsqueeze(-1)))
         return rows
-
-
-Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _shares(n: Tensor, S: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,14 +86,15 @@ def _shares(n: Tensor, S: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def _similarity_across(n: Tensor, units: Tensor) -> Tensor:
     pairs = n.sum().square() - n.square().sum()
-    return (units.sum(0).square().sum() - units.square().sum()) / pairs
+    rho: Tensor = (units.sum(0).square().sum() - units.square().sum()) / pairs
+    return rho.clamp(-1, 1)
 
 
 _STATISTICS: dict[str, Callable[[Parts], Tensor]] = {
     "shared_energy": lambda p: _shares(*p[:3])[0],
     "sequence_energy": lambda p: _shares(*p[:3])[1],
     "token_energy": lambda p: _shares(*p[:3])[2],
-    "similarity_across": lambda p: _similarity_across(p[0], p[3]),
+    "similarity_across": lambda p: _similarity_across(p[3], p[4]),
 }
 
 

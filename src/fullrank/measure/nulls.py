@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fullrank import metrics
@@ -22,24 +24,28 @@ def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> dict[st
 
     Args:
         shape: tokens per sequence, width and sequences of the stack.
-        causal: whether the headline is over late tokens, half of them.
+        causal: whether the headline is over late tokens, for the metrics that are taken over them.
         seed: of the draw.
 
     Returns:
         Metric to value.
     """
-    tokens = (shape.tokens + 1) // 2 if causal else shape.tokens
-    if tokens < 2:
+    if shape.tokens < 2:
         return {}
-    sequences = max(2, min(shape.sequences, _SIMULATED_TOKENS // tokens))
+    sequences = max(2, min(shape.sequences, _SIMULATED_TOKENS // shape.tokens))
     generator = torch.Generator().manual_seed(seed)
-    observer = StreamObserver()
+    observer = StreamObserver(causal=["null"] if causal else [])
     for layer in range(2):
-        X = torch.randn(sequences, tokens, shape.width, generator=generator)
+        X = torch.randn(sequences, shape.tokens, shape.width, generator=generator)
         observer.see(StreamState("null", layer, "stream", "out", "", X))
-    found = {row.metric: row.value for row in observer.rows() if row.scope == "all" and row.value is not None}
+    by_scope: dict[str, dict[str, float]] = {"all": {}, "late": {}}
+    for row in observer.rows():
+        if row.value is not None and row.scope in by_scope:
+            by_scope[row.scope][row.metric] = row.value
+    found = by_scope["all"] | by_scope["late"]
+    tokens = shape.tokens - shape.tokens // 2 if causal else shape.tokens
     for metric in ("shared_energy", "sequence_energy", "token_energy"):
         found[metric] = metrics.null_value(metric, tokens=tokens, width=shape.width, sequences=max(shape.sequences, 1))[
             0
         ]
-    return found
+    return {metric: value for metric, value in found.items() if not math.isnan(value)}

@@ -20,7 +20,8 @@ def real_or_all(real: Tensor | None, sequences: int, tokens: int, device: torch.
 def late_tokens(real: Tensor) -> Tensor:
     """Real tokens in the later half of their sequence, (sequences, tokens).
 
-    Under a causal mask these are the queries that see more than half of the context. Positions count real tokens
+    Under a causal mask these are the queries that see more than half of the context; in packed rows and under windows
+    they are the later half all the same. Positions count real tokens
     only, so that left and right padding give the same answer.
 
     Args:
@@ -36,18 +37,19 @@ def late_tokens(real: Tensor) -> Tensor:
 def eligible_rows(visible: Tensor, real_queries: Tensor, real_keys: Tensor) -> Tensor:
     """Rows that enter means: real queries that see at least min(32, T/4) keys, (sequences, queries).
 
-    The first rows of a causal map see so few keys that their entropy or Σ A² says nothing about the head, and since
-    their energy falls like 1/t they would set every mean.
+    T is the most that any query of the sequence sees: its real keys where attention is full or causal, the window or
+    the longest document where it is cut. The first rows of a causal map see so few keys that their entropy or Σ A²
+    says nothing about the head, and since their energy falls like 1/t they would set every mean.
 
     Args:
         visible: number of visible keys, (sequences | 1, heads | 1, queries).
         real_queries: (sequences, queries).
-        real_keys: (sequences, keys); T counts these.
+        real_keys: (sequences, keys); T is at most their number.
 
     Returns:
         A boolean mask.
     """
-    context = real_keys.sum(-1, keepdim=True)
-    fewest = torch.minimum(torch.full_like(context, _FEWEST_KEYS), torch.ceil(context / 4).to(context.dtype))
     seen = visible.amax(1)  # heads may see different keys; a row counts where any head sees enough
+    context = torch.minimum(real_keys.sum(-1, keepdim=True), seen.amax(-1, keepdim=True))
+    fewest = torch.minimum(torch.full_like(context, _FEWEST_KEYS), torch.ceil(context / 4).to(context.dtype))
     return real_queries & (seen >= fewest) & (seen > 0)

@@ -21,8 +21,17 @@ __all__ = ["SpectrumObserver"]
 _SEQUENCES = 4  # of a batch: spectra are the dear part, and this many give their spread
 _SMALL_SPREAD = 0.7  # up to this logit deviation the bulk edge of independent rows is 2√(Y₂ − 1/T)
 
+_METRICS = (
+    "attention_s1",
+    "attention_s2",
+    "outlier_share",
+    "attention_stable_rank",
+    "uniform_distance",
+    "smoothing_gain",
+    "bulk_excess",
+)
 _NO_ROW = "no query of this scope sees enough keys"
-_TOO_LARGE = "the map was too large to be kept and permuted, and its logits spread too far for the closed form"
+_NO_NULL = "the map could not be permuted (too large, or visible keys scattered), and no closed form holds for it"
 
 
 class SpectrumObserver:
@@ -78,7 +87,7 @@ class SpectrumObserver:
         Y2 = frobenius / keep.sum(-1)
         spread = torch.where(keep, summary.logit_std[:batch], 0).sum(-1) / keep.sum(-1)
         null = self._null(event, found.null_s2.double(), Y2, spread, columns)
-        self._samples.add(place, "bulk_excess", s2 / null, scope=scope, exact=exact, undefined=_TOO_LARGE)
+        self._samples.add(place, "bulk_excess", s2 / null, scope=scope, exact=exact, undefined=_NO_NULL)
         if place not in self._drawn and bool(rows[0].any()):
             self._drawn[place] = map_spectra(
                 place, event, rows[0], columns[0], Y2[0], memory=self._memory, seed=self._seed
@@ -99,9 +108,7 @@ class SpectrumObserver:
 
     def _see_nothing(self, place: Place, scope: str, batch: int, heads: int) -> None:
         nothing = torch.full((batch, heads), torch.nan)
-        for metric in ("attention_s1", "attention_s2", "outlier_share", "attention_stable_rank"):
-            self._samples.add(place, metric, nothing, scope=scope, undefined=_NO_ROW)
-        for metric in ("uniform_distance", "smoothing_gain", "bulk_excess"):
+        for metric in _METRICS:
             self._samples.add(place, metric, nothing, scope=scope, undefined=_NO_ROW)
 
     def _null(self, call: AttentionCall, permuted: Tensor, Y2: Tensor, spread: Tensor, columns: Tensor) -> Tensor:

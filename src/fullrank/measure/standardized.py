@@ -40,13 +40,12 @@ class Standardized:
             index = positions.gather(1, wanted)
         else:
             index = torch.arange(X.shape[1], device=X.device).expand(X.shape[0], -1)
-        chosen = X.gather(1, index.unsqueeze(-1).expand(-1, -1, X.shape[-1])).float()
+        chosen = X.gather(1, index.unsqueeze(-1).expand(-1, -1, X.shape[-1]))
         mask = real.gather(1, index)
         if kept < X.shape[1]:
+            # a sequence with fewer tokens than are kept gives some of them twice: each counts once
             first = torch.ones_like(wanted, dtype=torch.bool)
-            first[:, 1:] = (
-                wanted[:, 1:] != wanted[:, :-1]
-            )  # a sequence shorter than that repeats a token: count it once
+            first[:, 1:] = wanted[:, 1:] != wanted[:, :-1]
             mask = mask & first
         self._kept.setdefault(place, []).append((chosen, mask))
         self._exact[place] = self._exact.get(place, True) and bool((count <= mask.sum(-1, keepdim=True)).all())

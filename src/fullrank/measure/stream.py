@@ -104,20 +104,22 @@ class StreamObserver:
     # ------------------------------------------------------------ one state
 
     def _see_tokens(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
+        residual = metrics.residual(X, mask)
+        floor = _floor_note(residual, X.dtype)
         self._samples.add(place, "rms", metrics.rms(X, mask), scope=scope, undefined=_FEW)
         self._samples.add(place, "similarity", metrics.similarity(X, mask), scope=scope, undefined=_FEW)
-        residual = metrics.residual(X, mask)
-        self._samples.add(place, "residual", residual, scope=scope, undefined=_FEW, note=_floor_note(residual, X.dtype))
-        self._energy.add(place, X, mask, scope)
+        self._samples.add(place, "residual", residual, scope=scope, undefined=_FEW, note=floor)
+        self._energy.add(place, X, mask, scope, note=floor)
         if (place.site, place.part) == ("stream", "out"):
-            self._see_ranks(place, X, mask, scope)
+            self._see_ranks(place, X, mask, scope, floor)
 
-    def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
+    def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str, floor: str) -> None:
         both = metrics.both_singular_values(X, mask)
         for prefix, sigma in zip(("", "centered_"), both, strict=True):
             ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype, largest=both[0][..., 0])
             for name, value in ranks.items():
-                self._samples.add(place, prefix + name, value, scope=scope, undefined=_NO_RANK)
+                note = floor if prefix else ""  # ranks of what is left of rounding
+                self._samples.add(place, prefix + name, value, scope=scope, undefined=_NO_RANK, note=note)
 
     def _see_shape(self, place: Place, X: Tensor, real: Tensor) -> None:
         self._standardized.add(place, X, real)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,13 @@ class Call:
         args: positional arguments.
         kwargs: keyword arguments.
         real: (sequences, tokens) which tokens are real, by stack where the stacks differ; None when all are.
+        token_ids: (sequences, tokens) for a model that reads them.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     real: Tensor | dict[str, Tensor] | None
+    token_ids: Tensor | None
 
     def run(self, model: nn.Module) -> Any:
         """Call the model."""
@@ -44,25 +46,20 @@ class Call:
         return next((v.shape[0] for v in self._tensors() if v.ndim), 0)
 
     @property
-    def tokens(self) -> int:
-        """How many real tokens the call carries, counted by its mask, else by the first tensor's second dimension."""
+    def tokens(self) -> int | None:
+        """How many real tokens the call carries; None where only the model knows (patches of an image)."""
         mask = next(iter(self.real.values()), None) if isinstance(self.real, dict) else self.real
         if mask is not None:
             return int(mask.sum())
-        first = next((v for v in self._tensors() if v.ndim >= 2), None)
-        return first.shape[0] * first.shape[1] if first is not None and first.ndim <= 3 else 0
-
-    @property
-    def token_ids(self) -> Tensor | None:
-        """The token ids, (sequences, tokens): the first integer matrix; None for a model that reads none."""
-        whole = (v for v in self._tensors() if v.ndim == 2 and not v.is_floating_point() and v.dtype != torch.bool)
-        return next(whole, None)
+        return None if self.token_ids is None else self.token_ids.numel()
 
     def _tensors(self) -> list[Tensor]:
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
 
 
-def as_calls(model: nn.Module, batch: Any, mask: Tensor | None = None) -> list[Call]:
+def as_calls(
+    model: nn.Module, batch: Any, mask: Tensor | None = None, *, known: Sequence[Tensor | None] | None = None
+) -> list[Call]:
     """The calls that a batch stands for.
 
     Args:
@@ -70,26 +67,32 @@ def as_calls(model: nn.Module, batch: Any, mask: Tensor | None = None) -> list[C
         batch: a mapping (keyword arguments), a tuple (positional ones), a tensor (the only one), or an iterable of
             these.
         mask: (sequences, tokens), which tokens are real; by default `attention_mask` of the batch.
+        known: for each batch, which tokens are real, where the batch itself does not say so.
 
     Returns:
         At least one call.
 
     Raises:
-        BatchError: for an empty iterable, a mask that leaves nothing to measure, or something that is no batch.
+        BatchError: for an empty iterable, a mask that does not fit or leaves nothing to measure, or something that is
+            no batch.
     """
     if isinstance(batch, Mapping | tuple | Tensor):
-        return [_call(model, batch, mask)]
-    if isinstance(batch, str | bytes) or not isinstance(batch, Iterable):
+        batches = [batch]
+    elif isinstance(batch, str | bytes) or not isinstance(batch, Iterable):
         raise BatchError(
             f"batch={type(batch).__name__} is no batch: pass a mapping, a tuple, a tensor, or an iterable of these."
         )
-    calls = [_call(model, one, mask) for one in batch]
-    if not calls:
+    else:
+        batches = list(batch)
+    if not batches:
         raise BatchError("batch is an empty iterable: there is nothing to examine.")
-    return calls
+    if mask is not None and len(batches) > 1:
+        raise BatchError(f"mask= goes with one batch, and {len(batches)} were passed; put attention_mask in each.")
+    told = known or [None] * len(batches)
+    return [_call(model, one, mask, real) for one, real in zip(batches, told, strict=True)]
 
 
-def _call(model: nn.Module, batch: Any, mask: Tensor | None) -> Call:
+def _call(model: nn.Module, batch: Any, mask: Tensor | None, known: Tensor | None) -> Call:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -101,26 +104,62 @@ def _call(model: nn.Module, batch: Any, mask: Tensor | None) -> Call:
         args = (_moved(batch, device),)
     else:
         raise BatchError(f"a batch of type {type(batch).__name__} is none: pass a mapping, a tuple or a tensor.")
-    parameters = inspect.signature(model.forward).parameters
-    if "use_cache" in parameters and "use_cache" not in kwargs:
+    signature = inspect.signature(model.forward)
+    if "use_cache" in signature.parameters and "use_cache" not in kwargs:
         kwargs["use_cache"] = False
-    real = _real(kwargs, mask, device)
+    named = _named(signature, args, kwargs)
+    real = _real(named, mask if mask is None else mask.to(device), known)
+    ids = _token_ids(model, named, args)
     for one in real.values() if isinstance(real, dict) else [real]:
         _check(one)
-    call = Call(args, kwargs, real)
-    if call.token_ids is not None and call.token_ids.shape[1] == 1:
+    read = real.get("encoder") if isinstance(real, dict) else real
+    cached = named.get("past_key_values") is not None  # then the mask covers earlier tokens too
+    if read is not None and ids is not None and read.shape != ids.shape and not cached:
+        raise BatchError(f"the mask has the shape {tuple(read.shape)}; the batch's tokens have {tuple(ids.shape)}.")
+    if ids is not None and ids.shape[1] == 1:
         raise BatchError("every sequence has one token: at least two are needed to compare tokens.")
-    return call
+    return Call(args, kwargs, real, ids)
 
 
-def _real(kwargs: dict[str, Any], mask: Tensor | None, device: torch.device) -> Tensor | dict[str, Tensor] | None:
-    given = mask.to(device) if mask is not None else kwargs.get("attention_mask")
-    given = given.bool() if isinstance(given, Tensor) and given.ndim == 2 else None
-    if "decoder_input_ids" not in kwargs:
+def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the names that the model's forward gives them; those passed by name where they do not fit."""
+    try:
+        bound = dict(signature.bind_partial(*args, **kwargs).arguments)
+    except TypeError:
+        return dict(kwargs)  # the model will say so itself when it is called
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound |= bound.pop(parameter.name, {})
+    return bound
+
+
+def _real(named: dict[str, Any], mask: Tensor | None, known: Tensor | None) -> Tensor | dict[str, Tensor] | None:
+    if mask is not None and mask.ndim != 2:
+        raise BatchError(
+            f"the mask has the shape {tuple(mask.shape)}; expected (sequences, tokens), True for real tokens."
+        )
+    padding = _matrix(named.get("src_key_padding_mask"))  # torch's own modules: True is hidden
+    given = mask if mask is not None else _matrix(named.get("attention_mask"))
+    if given is None:
+        given = ~padding if padding is not None and padding.dtype == torch.bool else known
+    given = given.bool() if given is not None else None
+    if "decoder_input_ids" not in named:
         return given
-    theirs = kwargs.get("decoder_attention_mask")
-    masks = {"encoder": given, "decoder": theirs.bool() if isinstance(theirs, Tensor) else None}
+    theirs = _matrix(named.get("decoder_attention_mask"))
+    masks = {"encoder": given, "decoder": theirs.bool() if theirs is not None else known}
     return {stack: one for stack, one in masks.items() if one is not None} or None
+
+
+def _matrix(value: Any) -> Tensor | None:
+    return value if isinstance(value, Tensor) and value.ndim == 2 else None
+
+
+def _token_ids(model: nn.Module, named: dict[str, Any], args: tuple[Any, ...]) -> Tensor | None:
+    """What the model reads as tokens: its main input, or the only positional argument; None for pixels and sound."""
+    main = getattr(model, "main_input_name", "input_ids")
+    value = named.get(main, args[0] if args else None)
+    ids = _matrix(value)
+    return ids if ids is not None and not ids.is_floating_point() and ids.dtype != torch.bool else None
 
 
 def _check(real: Tensor | None) -> None:
