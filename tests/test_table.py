@@ -98,6 +98,52 @@ def test_merging_equals_measuring_all_sequences_at_once(samples, cut):
     assert merged.rows[0].stderr == pytest.approx(whole.rows[0].stderr, abs=1e-6)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_standard_error_missing_for_several_sequences_is_missing_in_the_union(order):
+    tables = [Table([row(1.0, stderr=None, n=2)]), Table([row(4.0, stderr=0.5, n=4)])]
+    merged = tables[order[0]].merge(tables[order[1]]).rows[0]
+    assert (merged.value, merged.stderr, merged.n) == (3.0, None, 6)
+
+
+def test_single_sequences_have_the_standard_error_between_them():
+    merged = Table([row(1.0)]).merge(Table([row(3.0)])).rows[0]
+    assert (merged.value, merged.stderr, merged.n, merged.exact, merged.note) == (2.0, 1.0, 2, True, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": "shared_energy"},
+        {"metric": "sequence_energy"},
+        {"metric": "token_energy"},
+        {"metric": "similarity_across"},
+        {"metric": "similarity_standardized"},
+        {"metric": "stable_rank", "scope": "samples"},
+        {"metric": "stable_rank", "scope": "samples+no-sink"},
+    ],
+)
+def test_a_number_of_a_whole_batch_is_not_exact_once_pooled(changes):
+    one, two = (Table([row(value, stderr=0.1, n=n, **changes)]) for value, n in ((0.2, 3), (0.6, 1)))
+    merged = one.merge(two).rows[0]
+    assert merged.value == pytest.approx(0.3)
+    assert not merged.exact
+    assert merged.note == "pooled from several batches; measured together it may differ"
+    assert one.merge(two).merge(two).rows[0].note == merged.note
+    assert one.merge(Table()).rows[0] == one.rows[0]
+    missing = Table([row(None, note="needs two sequences", **changes)])
+    assert one.merge(missing).rows[0] == row(0.2, stderr=0.1, n=3, note="needs two sequences", **changes)
+
+
+def test_positions_are_kept_where_batches_agree_and_never_averaged():
+    first, again, other = (Table([row(at, metric="sink_position", n=2, head=0)]) for at in (0.0, 0.0, 4.0))
+    assert first.merge(again).rows[0] == row(0.0, metric="sink_position", n=4, head=0)
+    differ = first.merge(other)
+    assert differ.rows[0].value is None
+    assert differ.rows[0].note == "positions differ between the batches"
+    assert differ.merge(other).rows[0] == first.merge(other, other).rows[0]  # later tables do not undo it
+    assert differ.merge(other).rows[0].value is None
+
+
 def test_the_headline_is_late_where_it_exists():
     assert headline({"all", "late"}) == "late"
     assert headline({"all", "no-sink"}) == "all"
