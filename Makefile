@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The page is tested in a real browser where there is one; .ci/run installs it and so never leaves these tests out.
-BROWSER := $(shell command -v chromium)
+BROWSER := $(shell command -v chromium >/dev/null && command -v chromedriver)
 WITHOUT_BROWSER := $(if $(BROWSER),, and not browser)
 
 .PHONY: demo test test-slow test-gpu lint types format clean
@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/fullrank demo --html report.html
 
 test: $(VENV)/.dev lint types
-	$(if $(BROWSER),,@echo "chromium not found: the browser tests are left out")
+	$(if $(BROWSER),,@echo "chromium or chromedriver not found: the browser tests are left out")
 	$(PYTEST) -m "not slow and not gpu$(WITHOUT_BROWSER)" --cov --cov-report=term
 
 test-slow: $(VENV)/.dev

@@ -16,7 +16,6 @@ __all__ = ["Centred", "LinearOperator", "Matrix", "MatrixFree", "Restricted"]
 
 
 @runtime_checkable
-@runtime_checkable
 class LinearOperator(Protocol):
     """A batch of matrices that can be multiplied from both sides; attention maps are such operators."""
 
