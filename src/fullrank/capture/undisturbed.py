@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -19,7 +19,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Put back on leaving, in reverse order, also after an exception or an interrupt: the random state of the CPU and of
     every device the model is on, each module's own training flag, buffers (their objects and their values),
-    `requires_grad` and `.grad` of every parameter, the grad mode and the warning filters. Cost: a copy of the buffers.
+    `requires_grad` and `.grad` of every parameter, the grad mode and the warning filters. Cost: a copy of the buffers and
+    one comparison.
 
     Args:
         model: the model that is looked at inside.
@@ -88,20 +89,36 @@ def _keep_buffers(model: nn.Module, later: Later) -> None:
             for module, objects, values in kept:
                 module._buffers.clear()
                 module._buffers.update(objects)
-                for name, (value, version) in values.items():
+                for name, value in values.items():
                     buffer = objects[name]
-                    if buffer is not None and value is not None and _version(buffer) != version:
-                        buffer.copy_(value)
+                    if buffer is not None and value is not None and not _same(buffer, value):
+                        _put_back(buffer, value)
 
     later(restore)
 
 
-def _copy(buffer: Tensor | None) -> tuple[Tensor | None, int]:
-    if buffer is None or buffer.is_meta:
-        return None, 0
-    return buffer.detach().clone(), _version(buffer)
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None or buffer.is_meta else buffer.detach().clone()
 
 
-def _version(tensor: Tensor) -> int:
-    # tensors made in inference mode count no versions: −1 ≠ −2 makes the restore copy them
-    return -1 if tensor.is_inference() else tensor._version
+def _same(buffer: Tensor, value: Tensor) -> bool:
+    # by value: version counters miss writes through `.data`, and tensors made in inference mode have none. Not simply
+    # always put back: a write makes autograd refuse a graph that has saved the buffer.
+    if _layout(buffer) != _layout(value):
+        return False
+    try:
+        return torch.equal(buffer, value)
+    except RuntimeError:
+        return False  # a dtype without comparison
+
+
+def _put_back(buffer: Tensor, value: Tensor) -> None:
+    with torch.inference_mode() if buffer.is_inference() else nullcontext():  # elsewhere they refuse writes
+        if _layout(buffer) == _layout(value):
+            buffer.copy_(value)
+        else:
+            buffer.data = value
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
