@@ -14,16 +14,24 @@ __all__ = ["first_nonfinite_module", "first_nonfinite_parameter"]
 def first_nonfinite_parameter(model: nn.Module) -> str | None:
     """The name of the first parameter with a NaN or an infinity in it, or None."""
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
+        if parameter.is_meta or not parameter.is_floating_point() or not parameter.numel():
             continue
+        if parameter.dtype == torch.float4_e2m1fn_x2:
+            continue  # has neither
+        values = parameter.detach()
+        if values.dtype.itemsize == 1:
+            values = values.bfloat16()  # float8 has no extremes; every one of its values is one of bfloat16
         # the extremes carry NaN and infinity along, and need no copy of a large embedding as `isfinite` does
-        if parameter.numel() and not bool(torch.isfinite(torch.stack(parameter.detach().aminmax())).all()):
+        if not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
             return name
     return None
 
 
 def first_nonfinite_module(model: nn.Module, forward: Callable[[], Any]) -> str | None:
     """The innermost module whose output is the first to hold a NaN or an infinity while its inputs are finite.
+
+    The first tensor that a module takes or gives is looked at as a state, in which −inf is a fault too; any other may
+    be a mask, which holds −inf by right.
 
     Args:
         model: the model that `forward` runs.
@@ -36,8 +44,14 @@ def first_nonfinite_module(model: nn.Module, forward: Callable[[], Any]) -> str 
     names = {module: name or type(model).__name__ for name, module in model.named_modules()}
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not found and not _finite(output) and _finite((args, kwargs)):
-            found.append(names[module])
+        if found:
+            return
+        broken, lost = _faults(output)
+        if broken or lost:
+            broken_before, lost_before = _faults((args, kwargs))
+            # −inf among the inputs excuses −inf but not NaN: a softmax over a row of nothing but −inf is at fault
+            if not broken_before and (broken or not lost_before):
+                found.append(names[module])
 
     handles = [module.register_forward_hook(look, with_kwargs=True) for module in names]
     try:
@@ -49,9 +63,11 @@ def first_nonfinite_module(model: nn.Module, forward: Callable[[], Any]) -> str 
     return found[0] if found else None
 
 
-def _finite(value: Any) -> bool:
-    # an attention mask may hold −inf by right: only NaN and +inf are taken for a fault
-    return all(not bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in _tensors(value))
+def _faults(value: Any) -> tuple[bool, bool]:
+    """Whether any tensor holds NaN or +inf, and whether the first one holds −inf."""
+    tensors = list(_tensors(value))
+    broken = any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors)
+    return broken, bool(tensors) and bool(tensors[0].isneginf().any())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
