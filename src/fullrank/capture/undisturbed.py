@@ -19,8 +19,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Put back on leaving, in reverse order, also after an exception or an interrupt: the random state of the CPU and of
     every device the model is on, each module's own training flag, buffers (their objects and their values),
-    `requires_grad` and `.grad` of every parameter, the grad mode and the warning filters. Cost: a copy of the buffers and
-    one comparison.
+    `requires_grad` and `.grad` of every parameter, the grad mode and the warning filters. Cost: a copy of the
+    buffers and one comparison.
 
     Args:
         model: the model that is looked at inside.
