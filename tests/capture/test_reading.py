@@ -195,6 +195,19 @@ def test_autocast_is_seen_as_the_kernel_computes():
     assert {call.value.dtype for call in keep.calls} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("strength", [-30.0, 0.0])
+def test_what_a_dropped_sink_column_weighed_is_summed_precisely_and_never_negative(dtype, strength, generator):
+    s = torch.randn(1, 2, 64, 512, generator=generator)
+    s = torch.cat([s, torch.full((1, 2, 64, 1), strength + 6)], -1)
+    p = s.softmax(-1).to(dtype)
+    v = torch.randn(1, 2, 512, 8, generator=generator)
+    weights = p[..., :-1]
+    sink = read(KernelCall("softmax", v, dtype, weights=weights, sink_column=True), 1).attention.sink
+    assert bool((sink >= 0).all())
+    assert_close(sink.double(), (1 - weights.double().sum(-1)).clamp(min=0), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_half_precision(implementation):
     model = hf.LlamaModel(hf.LlamaConfig(**TEXT, num_key_value_heads=2, attn_implementation=implementation))

@@ -134,7 +134,10 @@ def _read_weights(call: KernelCall, shape: Shape) -> Reading:
         logits = call.logits.reshape(shape)
         visible = _visible(logits)
     mask = recognise(visible if visible is not None else weights > 0)
-    sink = 1 - weights.sum(-1) if call.sink_column else None
+    sink = None
+    if call.sink_column:  # what is missing to 1; in half precision the sum itself would be off, and could exceed 1
+        total = weights.sum(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+        sink = (1 - total).clamp(min=0)
     value = None if call.value is None else _fold(call.value, shape[0])
     attention = DenseAttention(weights, logits=logits, visible=mask, sink=sink)
     return Reading(attention, value, _causal(mask, shape))
