@@ -79,6 +79,36 @@ def test_starting_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+CHATTY = """
+import warnings
+
+import torch
+
+def make():
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
+    def chatter(*_):
+        logging.get_logger("transformers.models.bert").warning("a log line")
+        warnings.warn("a warning")
+
+    size = dict(vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    model = BertModel(BertConfig(**size))
+    model.register_forward_pre_hook(chatter)
+    return model, {"input_ids": torch.arange(8)[None]}
+"""
+
+
+def test_what_transformers_says_during_the_examined_forward_is_not_shown(here):
+    (here / "chatty.py").write_text(CHATTY)
+    # a process of its own, as the command line has: transformers is imported only while the model is loaded
+    command = [sys.executable, "-B", "-m", "fullrank", "examine", "python:chatty:make", "--no-spectrum"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "similarity" in done.stdout
+
+
 # ---------------------------------------------------------------- a real terminal, a real Ctrl-C
 
 

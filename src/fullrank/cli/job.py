@@ -64,11 +64,12 @@ def run(
         json: print JSON and nothing else on standard output.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
-    with progress(shown=not json) as tell, _hushed():
+    with progress(shown=not json) as tell:
         tell(f"loading {spec.text}", 0.0)
         subject = load(spec, seed=seed, **asdict(loading))
         given = inputs(subject, seed=seed, **asdict(feeding))
-        report = verb.examine(subject, given, spectrum=spectrum, seed=seed, blocks=blocks, progress=tell)
+        with _hushed():  # only now is it known whether transformers is there; load and inputs are quiet by themselves
+            report = verb.examine(subject, given, spectrum=spectrum, seed=seed, blocks=blocks, progress=tell)
         if html is not None:
             tell(f"writing {html}", 1.0)
             report.save_html(html)
