@@ -103,8 +103,24 @@ def test_the_report_has_every_section(examined):
     assert all(np.isfinite(row.value) for row in report.rows if row.value is not None)
 
 
-def test_examining_draws_nothing_from_the_global_random_state(encoder):
+def test_examining_draws_nothing_from_the_global_random_state(encoder, monkeypatch):
+    """`examine` puts the random state back, which would hide a draw: here it cannot."""
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
     model = AutoModel.from_pretrained(encoder).eval()
-    before = torch.get_rng_state()
-    fullrank.examine(model, {"input_ids": torch.arange(5, 21).reshape(2, 8)}, spectrum=False)
-    assert torch.equal(before, torch.get_rng_state())
+    batch = {"input_ids": torch.arange(5, 21).reshape(2, 8)}
+    seen = []
+    model.register_forward_pre_hook(lambda m, args: seen.append(global_random_states()))
+    model.register_forward_hook(lambda m, args, out: seen.append(global_random_states()))
+    before = global_random_states()
+    fullrank.examine(model, batch)
+    assert len(seen) == 4  # before and after the forward, in the survey and in the recording
+    assert all(state == before for state in [*seen, global_random_states()])
+
+    model.encoder.layer[0].register_forward_hook(lambda m, args, out: (torch.rand(1), None)[1])
+    fullrank.examine(model, batch, spectrum=False)
+    assert global_random_states() != before  # a draw does not go unseen
+
+
+def global_random_states():
+    """Of torch and numpy; not Python's own, from which beartype draws while these tests check every shape."""
+    return torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state(legacy=False))
