@@ -62,7 +62,7 @@ def main():
         f"| `import torch, fullrank` | {found['fullrank']:.2f} | adds {added:.2f} s (at most 0.3) |",
         f"| the same, and the name `fullrank.examine` | {found['examine']:.2f} | loads the rooms it composes |",
         f"| `fullrank --help` | {found['help']:.2f} | |",
-        f"| `fullrank demo` | {demo:.1f} | under 20: six layers, 8 × 512 tokens, spectra, a page of {size:.1f} MiB |",
+        f"| `fullrank demo` | {demo:.1f} | under 20: six layers, 8 × 256 tokens, spectra, a page of {size:.1f} MiB |",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

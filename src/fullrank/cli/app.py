@@ -115,7 +115,8 @@ def demo(
         from fullrank.spec import demo as packaged
 
         check_writable(html, option="--html")
-        job.run(packaged(), job.Loading(), job.Feeding(), spectrum=not no_spectrum, html=html, json=json)
+        # 256 tokens are what this encoder reads in use: its own configuration cuts longer texts there
+        job.run(packaged(), job.Loading(), job.Feeding(context=256), spectrum=not no_spectrum, html=html, json=json)
 
 
 @app.command()
