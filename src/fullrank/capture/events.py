@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -94,8 +94,3 @@ class Observer(Protocol):
 
     def merge(self, other: Self) -> None:
         """Take in what another observer of the same kind saw (another batch, another process)."""
-
-
-def describe(event: Event) -> dict[str, Any]:
-    """The event's place without its tensors, for progress and error messages."""
-    return {"stack": event.stack, "layer": event.layer, "part": event.part, "path": event.path}

@@ -19,9 +19,9 @@ class FreedMemory:
     """An observer that measures nothing: it asks the C library to return freed pages to the system.
 
     glibc keeps what is freed. Measuring frees many blocks of many sizes in between the model's own, and the holes that
-    are left cannot always be used again: without this the peak of a process that examines GPT-2 at 4096 tokens was seen
-    to vary between two and seven times that of its plain forward. Costs about 3 ms per event; elsewhere than on the
-    CPU under glibc it does nothing.
+    are left cannot always be used again: without this a process that examined GPT-2 at 4096 tokens took several times
+    the memory that its tensors needed (with it: `benchmarks/examine.md`). Elsewhere than on the CPU under glibc it does
+    nothing.
     """
 
     needs: frozenset[Signal] = frozenset({"stream", "mid", "read", "attention"})
