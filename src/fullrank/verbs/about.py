@@ -1,0 +1,73 @@
+"""What a report says of the model, its input and the run that it comes from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from fullrank.capture import Anatomy
+from fullrank.capture.events import Observer
+from fullrank.measure import SpectrumObserver, StreamObserver, gaussian_nulls
+from fullrank.report import HeadSpectrum
+from fullrank.spec import Inputs, Subject
+from fullrank.verbs.batches import Call
+
+__all__ = ["about", "kept_spectra", "null_values"]
+
+
+def null_values(anatomy: Anatomy, observers: Sequence[Observer], seed: int) -> dict[str, dict[str, float]]:
+    """What Gaussian tokens of each stack's shape give, by stack and metric."""
+    causal = {stack.name: stack.causal for stack in anatomy.stacks}
+    shapes = next(observer.shapes for observer in observers if isinstance(observer, StreamObserver))
+    return {stack: gaussian_nulls(shape, causal=causal[stack], seed=seed) for stack, shape in shapes.items()}
+
+
+def kept_spectra(observers: Sequence[Observer]) -> tuple[HeadSpectrum, ...]:
+    """The singular values that were kept for drawing."""
+    found = (one for observer in observers if isinstance(observer, SpectrumObserver) for one in observer.spectra())
+    return tuple(HeadSpectrum(one.place.stack, one.place.layer, one.place.part, *one[1:]) for one in found)
+
+
+def _sum(told: int | None, calls: Sequence[Call]) -> int | None:
+    counts = [call.tokens for call in calls]
+    return told if told is not None else None if None in counts else sum(count or 0 for count in counts)
+
+
+def about(
+    subject: Subject, given: Inputs | None, calls: Sequence[Call], anatomy: Anatomy, notes: list[str]
+) -> dict[str, Any]:
+    """The report's `about`, but for what only the whole run knows (nulls, seed, seconds)."""
+    model = subject.model
+    first = next(model.parameters(), torch.empty(0))
+    return {
+        "model": subject.name,
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "fresh": subject.fresh,
+        "stacks": [
+            {
+                "name": stack.name,
+                "blocks": len(stack.paths),
+                "heads": stack.heads,
+                "width": stack.width,
+                "causal": stack.causal,
+                "path": stack.paths[0] if stack.paths else "",
+            }
+            for stack in anatomy.stacks
+        ],
+        "input": {
+            "kind": given.kind if given else "batch",
+            "description": given.description if given else "the batch that was passed",
+            "sequences": sum(call.sequences for call in calls),
+            "tokens": _sum(given.tokens if given else None, calls),
+        },
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": str(first.device),
+        "notes": [*subject.notes, *notes],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,141 @@
+"""Running the model's calls under the recorder, and telling its faults from ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from fullrank.capture import Anatomy, Recorder, survey
+from fullrank.capture.events import Event, Observer, Signal, StreamState
+from fullrank.capture.finite import first_nonfinite_module, first_nonfinite_parameter
+from fullrank.errors import BatchError, FullrankError, NonFiniteError
+from fullrank.table import Row
+from fullrank.verbs.batches import Call
+
+__all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights"]
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of all that is done, from 0 to 1."""
+
+
+def require_finite_weights(model: nn.Module) -> None:
+    """Refuse a model with a NaN or an infinity among its parameters.
+
+    Raises:
+        NonFiniteError: naming the first of them.
+    """
+    name = first_nonfinite_parameter(model)
+    if name is not None:
+        raise NonFiniteError(f"the weights are not finite: the first NaN or infinity is in {name!r}.")
+
+
+def anatomy_of(model: nn.Module, call: Call, *, blocks: str | None = None) -> Anatomy:
+    """One forward that finds the blocks; what a batch that does not fit makes the model say becomes one sentence."""
+    with _clear_errors(model, call):
+        return survey(model, lambda: call.run(model), blocks=blocks)
+
+
+def record(
+    model: nn.Module, calls: Sequence[Call], anatomy: Anatomy, observers: Sequence[Observer], tell: Progress
+) -> list[str]:
+    """Run every call once, feeding the observers.
+
+    Args:
+        model: in the state it is to be looked at (see `undisturbed`).
+        calls: what it is called with.
+        anatomy: what the survey found.
+        observers: what takes the events.
+        tell: hears of every block.
+
+    Returns:
+        Sentences about what was not seen, or seen on another path.
+    """
+    layers = sum(len(stack.paths) for stack in anatomy.stacks)
+    notes = dict.fromkeys(anatomy.notes)
+    for index, call in enumerate(calls):
+        before = [0]
+
+        def step(stack: str, layer: int, of: int, index: int = index, before: list[int] = before) -> None:
+            before[0] += 1
+            share = (index + min(before[0], layers) / layers) / len(calls)
+            where = f"{stack} layer {layer} of {of}"
+            tell(where if len(calls) == 1 else f"batch {index + 1} of {len(calls)}, {where}", share)
+
+        with (
+            _locate_nonfinite(model, call),
+            Recorder(model, observers, anatomy=anatomy, real=call.real, progress=step) as recorder,
+        ):
+            call.run(model)
+        notes.update(dict.fromkeys(recorder.notes))
+    return list(notes)
+
+
+# ---------------------------------------------------------------- faults
+
+
+class _NotFiniteHere(Exception):  # noqa: N818 — a signal between the observer and the verb, never shown
+    """The stream stopped being finite."""
+
+
+class Finite:
+    """Ends the forward as soon as the stream is not finite."""
+
+    needs: frozenset[Signal] = frozenset({"stream"})
+
+    def see(self, event: Event) -> None:
+        """Look at one state."""
+        if not isinstance(event, StreamState):
+            return
+        # what stands at padded tokens is the kernel's own affair: some leave NaN where a query sees no key
+        states = event.value if event.real is None else event.value[event.real]
+        if not bool(torch.isfinite(states).all()):
+            raise _NotFiniteHere(event.path)
+
+    def rows(self) -> list[Row]:
+        """No numbers come of this."""
+        return []
+
+    def merge(self, other: Finite) -> None:
+        """There is nothing to merge."""
+
+
+@contextmanager
+def _locate_nonfinite(model: nn.Module, call: Call) -> Iterator[None]:
+    try:
+        yield
+    except _NotFiniteHere as stop:
+        where = first_nonfinite_module(model, lambda: call.run(model)) or str(stop)
+        raise NonFiniteError(
+            f"the activations are not finite: the first NaN or infinity comes out of {where!r}."
+        ) from None
+
+
+@contextmanager
+def _clear_errors(model: nn.Module, call: Call) -> Iterator[None]:
+    # What a model says to a batch that does not fit becomes one sentence; a fault of ours passes as what it is. Which
+    # of the two it is cannot be read off the traceback, since observed functions are called from here: so the model is
+    # called once more, unobserved, and is to blame if that fails too.
+    try:
+        yield
+    except (FullrankError, _NotFiniteHere):
+        raise
+    except Exception as error:
+        fault = _fault_of(model, call)
+        if fault is None:
+            raise
+        first = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+        raise BatchError(
+            f"the batch does not fit {type(model).__name__} (called with {call.describe()}): {first}"
+        ) from error
+
+
+def _fault_of(model: nn.Module, call: Call) -> Exception | None:
+    try:
+        with torch.no_grad():
+            call.run(model)
+    except Exception as fault:  # noqa: BLE001 - whatever the model raises is its answer
+        return fault
+    return None
