@@ -103,3 +103,17 @@ def test_a_row_of_which_nothing_is_left_counts_as_seeing_no_key():
     assert rest.dense()[0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert rest.summary().entropy.isnan().tolist() == [[[True, False, False]]]
     assert rest.visible_count().tolist() == [[[0, 2, 2]]]
+
+
+@pytest.mark.parametrize("made", ["streamed", "dense"])
+def test_of_a_causal_map_the_first_tokens_are_a_map_of_their_own(made, generator):
+    q, k = (torch.randn(2, 2, 11, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    bias = torch.randn(1, 2, 11, 11, generator=generator, dtype=torch.float64)
+    whole = AttentionOperator(q, k, mask=Causal(), bias=bias, sink=torch.tensor([0.3, -1.0]))
+    alone = AttentionOperator(
+        q[:, :, :5], k[:, :, :5], mask=Causal(), bias=bias[..., :5, :5], sink=torch.tensor([0.3, -1.0])
+    )
+    if made == "dense":
+        whole = DenseAttention(whole.dense(), visible=Causal())
+    torch.testing.assert_close(whole.leading(5).dense(), alone.dense())
+    torch.testing.assert_close(whole.leading(5).summary().entropy, alone.summary().entropy)

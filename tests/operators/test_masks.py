@@ -154,3 +154,11 @@ def test_contiguous_documents_cost_intervals_and_others_a_pattern():
 def test_a_mask_that_does_not_fit_is_refused_in_one_sentence(ask):
     with pytest.raises(ShapeError):
         ask()
+
+
+@pytest.mark.parametrize(("shape", "name"), every_case())
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_the_mask_of_the_first_tokens_is_the_corner_of_the_predicate(shape, name, tokens):
+    mask, visible = mask_cases(*shape)[name]
+    corner = visible[:, :, :tokens, :tokens]
+    assert torch.equal(mask.leading(tokens).dense(corner.shape).expand(corner.shape), corner)

@@ -45,6 +45,9 @@ class AttentionMap(Protocol):
     def select(self, batch: slice, heads: slice) -> "AttentionMap":
         """The map of some sequences and heads."""
 
+    def leading(self, tokens: int) -> "AttentionMap":
+        """What the first queries take from the first keys: of a causal map, all that these queries take."""
+
     def rows(self, queries: slice) -> Float[Tensor, "batch heads q keys"]:
         """A range of rows of A, materialised."""
 
@@ -129,6 +132,10 @@ class AttentionOperator:
         if self._row_sum is not None:
             part._row_sum = self._row_sum[batch, heads]
         return part
+
+    def leading(self, tokens: int) -> "AttentionOperator":
+        """The map of the same scores among the first tokens, softmaxed over these keys alone."""
+        return AttentionOperator(self.scores.leading(tokens))
 
     def rows(self, queries: slice) -> Float[Tensor, "batch heads q keys"]:
         """A range of rows of A, materialised."""

@@ -82,6 +82,16 @@ class DenseAttention:
             sink=None if self.sink is None else restrict(self.sink, batch, heads),
         )
 
+    def leading(self, tokens: int) -> "DenseAttention":
+        """The weights among the first tokens, as they are: of rows that take from later keys, less than all."""
+        sink = self.sink
+        return DenseAttention(
+            self.weights[:, :, :tokens, :tokens],
+            logits=None if self.logits is None else self.logits[:, :, :tokens, :tokens],
+            visible=self.mask.leading(tokens),
+            sink=sink if sink is None or sink.shape[-1] == 1 else sink[..., :tokens],
+        )
+
     def rows(self, queries: slice) -> Float[Tensor, "batch heads q keys"]:
         """A range of rows, in the precision of products."""
         return self.weights[:, :, queries].to(self.dtype)

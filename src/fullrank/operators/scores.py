@@ -112,6 +112,14 @@ class Scores:
             sink=None if self.sink is None else self.sink[heads],
         )
 
+    def leading(self, tokens: int) -> "Scores":
+        """The scores among the first tokens, as queries and as keys, without copying."""
+        bias = self.bias
+        if isinstance(bias, Tensor):
+            bias = bias[(None,) * (4 - bias.ndim)][:, :, :tokens, :tokens]
+        query, key = self.query[:, :, :tokens], self.key[:, :, :tokens]
+        return replace(self, query=query, key=key, mask=self.mask.leading(tokens), bias=bias)
+
     def bias_block(self, queries: slice, keys: slice) -> Float[Tensor, "#batch #heads #q #k"] | None:
         """The additive bias of one block, in the scores' precision; None where there is none."""
         if self.bias is None:

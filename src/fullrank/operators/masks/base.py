@@ -59,6 +59,10 @@ class Mask(ABC):
         """The mask of some sequences and heads."""
         return self
 
+    def leading(self, tokens: int) -> "Mask":
+        """The mask of the first tokens, as queries and as keys; a mask that goes by position alone is its own."""
+        return self
+
     def __and__(self, other: "Mask") -> "Mask":
         """Visible in both."""
         return Both((*getattr(self, "parts", (self,)), *getattr(other, "parts", (other,))))
@@ -189,6 +193,10 @@ class Both(Mask):
     def select(self, batch: slice, heads: slice) -> Mask:
         """The parts of some sequences and heads."""
         return Both(tuple(part.select(batch, heads) for part in self.parts))
+
+    def leading(self, tokens: int) -> Mask:
+        """The parts of the first tokens."""
+        return Both(tuple(part.leading(tokens) for part in self.parts))
 
 
 def restrict(tensor: Tensor, batch: slice, heads: slice | None = None) -> Tensor:

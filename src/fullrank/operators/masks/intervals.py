@@ -137,3 +137,7 @@ class Intervals(Mask):
     def select(self, batch: slice, heads: slice) -> Mask:
         """The ranges of some sequences."""
         return Intervals(restrict(self.first, batch), restrict(self.stop, batch), self.is_causal)
+
+    def leading(self, tokens: int) -> Mask:
+        """The ranges of the first queries."""
+        return Intervals(self.first[:, :tokens], self.stop[:, :tokens], self.is_causal)

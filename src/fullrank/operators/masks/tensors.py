@@ -44,6 +44,10 @@ class Padding(Mask):
         """The keys of some sequences and heads."""
         return Padding(restrict(self.real, batch, heads if self.real.ndim == 3 else None))
 
+    def leading(self, tokens: int) -> Mask:
+        """The first keys."""
+        return Padding(self.real[..., :tokens])
+
 
 @dataclass(frozen=True, eq=False)
 class Packed(Mask):
@@ -83,6 +87,10 @@ class Packed(Mask):
     def select(self, batch: slice, heads: slice) -> Mask:
         """The documents of some sequences."""
         return Packed(restrict(self.document, batch))
+
+    def leading(self, tokens: int) -> Mask:
+        """The documents of the first tokens."""
+        return Packed(self.document[:, :tokens])
 
 
 def _runs(document: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -137,3 +145,7 @@ class Arbitrary(Mask):
     def select(self, batch: slice, heads: slice) -> Mask:
         """The visibility of some sequences and heads."""
         return Arbitrary(restrict(self.visible, batch, heads), self.is_causal)
+
+    def leading(self, tokens: int) -> Mask:
+        """The visibility among the first tokens."""
+        return Arbitrary(self.visible[:, :, :tokens, :tokens], self.is_causal)
