@@ -1,15 +1,21 @@
-"""Small random models of every family that capture must see into."""
+"""Small random models of every family that capture must see into, and one look at each that all tests share."""
 
 from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
 
 import families_other
 import families_text
 import torch
-from seen import Case
+from seen import Case, Keep, record
 
-from tiny import ENDS, FAMILIES, IMAGE, TEXT, floats, ids
+from fullrank.capture import Recorder
+from tiny import ENDS, FAMILIES, IMAGE, REFUSED, TEXT, floats, ids
 
-__all__ = ["ENDS", "FAMILIES", "IMAGE", "TEXT", "build", "families_other", "families_text", "floats", "ids"]
+__all__ = ["ENDS", "FAMILIES", "IMAGE", "REFUSED", "TEXT", "Observed", "build", "floats", "ids", "observed"]
+__all__ += ["families_other", "families_text"]
 
 
 def build(family: str) -> Case:
@@ -23,3 +29,24 @@ def build(family: str) -> Case:
                     parameter.normal_(0, 0.3)
     case.model.eval()
     return case
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A family's case and three forwards of it: before, under and after the recorder."""
+
+    case: Case
+    keep: Keep
+    recorder: Recorder
+    before: Any
+    during: Any
+    after: Any
+
+
+@functools.cache
+def observed(family: str) -> Observed:
+    """Survey and record a family, once for all tests; they read and change nothing."""
+    case = build(family)
+    before = case.run()
+    keep, recorder, during = record(case.model, case.run)
+    return Observed(case, keep, recorder, before, during, case.run())

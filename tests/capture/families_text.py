@@ -161,7 +161,7 @@ def deepseek() -> Case:
 @family
 def xlnet() -> Case:
     """Relative positions, tokens before sequences in the stream."""
-    config = hf.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=64, vocab_size=50)
+    config = hf.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=64, vocab_size=50, initializer_range=0.3)
     case = text(hf.XLNetModel(config), "layer", "", name="encoder", cache=False, kernel="softmax", with_read=False)
     case.projections = {}
     return case

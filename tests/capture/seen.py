@@ -56,9 +56,10 @@ class Case:
     heads: dict[str, int]
     projections: dict[tuple[str, str], str]  # (stack, part) → path inside a block of the module after the kernel
     causal: frozenset[str] = frozenset()
-    kernel: str = "scaled_dot_product_attention"
+    kernel: str | None = "scaled_dot_product_attention"  # None where there is no attention over tokens
     with_mid: bool = True
     with_read: bool = True
+    says: tuple[str, ...] = ()  # parts of notes that tell what was not seen
 
     def run(self) -> Any:
         with torch.no_grad():

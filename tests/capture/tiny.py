@@ -23,6 +23,20 @@ def family(make: Callable[[], Case]) -> Callable[[], Case]:
     return make
 
 
+REFUSED: dict[str, str] = {}
+"""Families in which no blocks are found, and what the error says of them."""
+
+
+def refused(sentence: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+    """Enter a case that the survey answers with an error."""
+
+    def enter(make: Callable[[], Case]) -> Callable[[], Case]:
+        REFUSED[make.__name__] = sentence
+        return family(make)
+
+    return enter
+
+
 def ids(sequences: int = 3, tokens: int = 9, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 50, (sequences, tokens), generator=torch.Generator().manual_seed(seed))
 
