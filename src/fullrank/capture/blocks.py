@@ -42,7 +42,8 @@ def find_stacks(groups: Iterable[Group]) -> list[list[Visit]]:
     for group in _outermost(attending):
         inner = _blocks_inside(group, attending)
         stacks.append(inner if inner else list(group.visits))
-    return stacks
+    stacks.extend(group.visits for group in _unread_beside(candidates, attending))
+    return _in_turns(_stages(stacks, candidates))
 
 
 def named_blocks(model: nn.Module, blocks: str) -> list[list[nn.Module]]:
@@ -122,6 +123,55 @@ def _blocks_inside(outer: Group, groups: list[Group]) -> list[Visit]:
         return []
     deeper = [_blocks_inside(group, groups) for group in inner]
     return [visit for group, found in zip(inner, deeper, strict=True) for visit in (found or group.visits)]
+
+
+def _unread_beside(candidates: list[Group], attending: list[Group]) -> list[Group]:
+    """Stacks of a model that attends elsewhere, whose own attention was seen but cannot be read."""
+    chosen = [
+        group
+        for group in candidates
+        if not group.attending
+        and any(visit.unread for visit in group.visits)
+        and len(group.visits) > 1
+        and group.of_one_class()
+        and group.in_sequence()
+        and not any(_inside(group, other) or _inside(other, group) for other in attending)
+    ]
+    return _outermost(chosen)
+
+
+def _stages(stacks: list[list[Visit]], groups: list[Group]) -> list[list[Visit]]:
+    """One stack where each stage of a list holds one, and each stage reads what the stage before it made."""
+    for group in groups:
+        if len(group.visits) < 2 or not group.of_one_class() or not all(visit.derived for visit in group.visits[1:]):
+            continue
+        held = [[stack for stack in stacks if _all_inside(stack, stage)] for stage in group.visits]
+        if any(len(inside) > 1 for inside in held) or sum(map(len, held)) < 2:
+            continue
+        stages = [stack for inside in held for stack in inside]
+        stacks = [stack for stack in stacks if not any(stack is stage for stage in stages)]
+        stacks.append([visit for stage in stages for visit in stage])
+    return stacks
+
+
+def _all_inside(stack: list[Visit], outer: Visit) -> bool:
+    return all(any(around is outer for around in visit.ancestors()) for visit in stack)
+
+
+def _in_turns(stacks: list[list[Visit]]) -> list[list[Visit]]:
+    """One stack where the blocks of two lists hand the very same tensor on to each other, by turns or at the end."""
+    joined: list[list[Visit]] = []
+    for stack in stacks:
+        members = {id(visit) for visit in stack}
+        linked = [
+            other
+            for other in joined
+            if any(id(before) in members for visit in other for before in visit.follows)
+            or any(before is visit for visit in other for later in stack for before in later.follows)
+        ]
+        joined = [other for other in joined if not any(other is one for one in linked)]
+        joined.append([visit for one in (*linked, stack) for visit in one])
+    return joined
 
 
 def _hands_on(group: Group) -> bool:

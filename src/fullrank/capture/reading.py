@@ -20,6 +20,10 @@ _GAP = 9000.0
 """A logit this far below the row's largest is a mask: models that do not write −inf write −10000, −65504 or −1e9."""
 
 
+_HIDDEN = -5e8
+"""Nothing in a row whose largest logit is below this is visible: padded queries, where a model writes −1e9 or −1e10."""
+
+
 class Unreadable(Exception):  # noqa: N818 - a reason on its way to a note, never shown as an error
     """Why a call is not handed on."""
 
@@ -116,8 +120,10 @@ def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskR
 
 
 def _sequences_first(call: KernelCall, batch: int, heads: int | None) -> KernelCall:
-    """The call with its two leading axes exchanged, where they are heads and sequences in this order."""
+    """The call with its leading axes as (sequences, …, heads), where they can be told and are in another order."""
     rows = call.weights if call.weights is not None else call.query
+    if rows is not None and rows.ndim == 5 and heads is not None and heads in rows.shape[1:3]:
+        return _heads_last(call, rows.shape[1:3], heads)
     if rows is None or rows.ndim != 4 or rows.shape[1] != batch or rows.shape[0] == batch:
         return call
     if rows.shape[0] != heads and rows.shape[0] % batch == 0:
@@ -125,6 +131,17 @@ def _sequences_first(call: KernelCall, batch: int, heads: int | None) -> KernelC
     names = ("query", "key", "value", "weights", "logits", "mask")
     found = {name: tensor for name in names if (tensor := getattr(call, name)) is not None and tensor.ndim == 4}
     return replace(call, **{name: tensor.transpose(0, 1) for name, tensor in found.items()})
+
+
+def _heads_last(call: KernelCall, lead: torch.Size, heads: int) -> KernelCall:
+    """Windows before heads: (sequences, windows, heads, queries, keys)."""
+    if lead[0] == lead[1] > 1:
+        raise Unreadable(f"two axes of {heads} could both be the heads")
+    if lead[1] == heads:
+        return call
+    names = ("query", "key", "value", "weights", "logits", "mask")
+    found = {name: tensor for name in names if (tensor := getattr(call, name)) is not None and tensor.ndim == 5}
+    return replace(call, **{name: tensor.transpose(1, 2) for name, tensor in found.items()})
 
 
 def _read_weights(call: KernelCall, shape: Shape) -> Reading:
@@ -153,7 +170,7 @@ def looks_back(call: KernelCall, masks: MaskReader) -> bool:
 
 
 def _visible(logits: Tensor) -> Tensor:
-    floor = torch.finfo(logits.dtype).min / 2
+    floor = max(torch.finfo(logits.dtype).min / 2, _HIDDEN)
     return logits > (logits.amax(-1, keepdim=True) - _GAP).clamp(min=floor)
 
 

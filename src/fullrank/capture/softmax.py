@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_letters
 from typing import Any
 
 import torch
@@ -90,9 +92,9 @@ class SoftmaxTrace:
         equation, *factors = args
         if len(factors) == 1 and isinstance(factors[0], tuple | list):
             factors = list(factors[0])
-        if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation or "." in equation:
+        if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation:
             return None
-        inputs, out = equation.replace(" ", "").split("->")
+        inputs, out = _spelt_out(equation.replace(" ", ""), factors)
         labels = inputs.split(",")
         for mine, other in ((0, 1), (1, 0)):
             found = self._find(factors[mine])
@@ -158,6 +160,19 @@ class SoftmaxTrace:
     def _find(self, tensor: Any) -> _Softmax | None:
         found = self._known.get(id(tensor)) if isinstance(tensor, Tensor) else None
         return found[1] if found is not None and found[0]() is tensor else None
+
+
+def _spelt_out(equation: str, factors: Sequence[Any]) -> tuple[str, str]:
+    """The two sides of an einsum's equation with a letter for each axis that an ellipsis stands for."""
+    inputs, out = equation.split("->")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    counts = [getattr(one, "ndim", 0) - len(side) + 3 for one, side in zip(factors, inputs.split(","), strict=False)]
+    most = max([count for count, side in zip(counts, inputs.split(","), strict=False) if "..." in side], default=0)
+    letters = "".join(free[:most])
+    sides = [
+        side.replace("...", letters[most - count :]) for count, side in zip(counts, inputs.split(","), strict=False)
+    ]
+    return ",".join(sides), out.replace("...", letters)
 
 
 def _arrange(

@@ -60,7 +60,9 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
         stacks = find_stacks(unique)
     if not stacks:
         raise ModelError(NOT_FOUND.format(model=type(model).__name__))
-    stacks.sort(key=lambda visits: tree.visits.index(visits[0]))
+    called = {id(visit): index for index, visit in enumerate(tree.visits)}
+    stacks = [sorted(visits, key=lambda visit: called[id(visit)]) for visits in stacks]
+    stacks.sort(key=lambda visits: called[id(visits[0])])
     return _describe(stacks, notes, {id(v): group.bit for group in unique for v in group.visits})
 
 

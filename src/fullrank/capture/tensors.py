@@ -38,8 +38,8 @@ def first_state(output: Any) -> Tensor | None:
         return output
     if isinstance(output, Mapping):
         output = tuple(output.values())
-    if isinstance(output, tuple | list) and output and _is_state(output[0]):
-        return output[0]
+    if isinstance(output, tuple | list) and output:
+        return first_state(output[0])
     return None
 
 

@@ -41,7 +41,8 @@ def over_tokens(call: KernelCall, stream: torch.Size | None, heads: int | None, 
         _, h, queries, keys = shape_of(call, batch, heads)
     except Unreadable:
         return False
-    if call.value is not None and queries != tokens and call.value.shape[-1] == tokens and queries * h == stream[-1]:
+    channels = queries == keys and queries != tokens and queries * h == stream[-1]
+    if channels and call.value is not None and call.value.shape[-1] == tokens:
         return False
     if call.weights is None:
         return True

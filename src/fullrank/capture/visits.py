@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,10 +39,13 @@ class Visit:
         parent: the visit it happened inside.
         shape: of the stream it was called with, and of what it returned.
         chained: whether it was called with the very tensor that its sibling before it returned.
+        derived: whether what it was called with was computed from the stream of a sibling before it.
+        follows: the visits that returned the very tensor it was called with, innermost first.
         residual: whether what it returned is what it was called with plus something.
         attended: attention calls made inside it, in order, those of inner modules included.
         input_kind: `vision` where it was called with images, `text` where with token ids.
         given: the stream itself, while the module runs.
+        unread: whether a softmax over more than one row was seen in it that is no attention we can read.
         batch_first: what an `nn.MultiheadAttention` inside says about its axes.
     """
 
@@ -51,7 +55,10 @@ class Visit:
     shape: torch.Size | None = None
     returned: torch.Size | None = None
     chained: bool = False
+    derived: bool = False
+    follows: tuple[Visit, ...] = ()
     residual: bool = False
+    unread: bool = False
     attended: list[Attended] = field(default_factory=list)
     input_kind: str | None = None
     batch_first: bool | None = None
@@ -110,6 +117,7 @@ class CallTree:
         self._tap = tap
         self._traces: dict[Visit, ResidualTrace] = {}
         self._handed_on: dict[Group, Tensor] = {}
+        self._returned: dict[int, tuple[weakref.ref[Tensor], tuple[Visit, ...]]] = {}
 
     @property
     def current(self) -> Visit | None:
@@ -129,6 +137,8 @@ class CallTree:
         group = self._groups.get(module)
         if group is not None and stream is not None:
             visit.chained = self._handed_on.get(group) is stream
+            visit.derived = bool(self._tap.marks.of(stream) & group.bit)
+            visit.follows = self._who_returned(stream)
             group.visits.append(visit)
             self._tap.marks.enter(stream, group.bit, args, kwargs)
             self._traces[visit] = ResidualTrace(stream)
@@ -140,7 +150,8 @@ class CallTree:
         state = first_state(output)
         visit.returned = None if state is None else state.shape
         if not self._traces or list(self._traces) == [visit]:
-            self._tap.softmaxes.take_unused()  # a whole block is over: let go of the inputs
+            unused = self._tap.softmaxes.take_unused()  # a whole block is over: let go of the inputs
+            visit.unread = any(len(shape) > 2 and shape[-2] > 1 for shape in unused)
         trace = self._traces.pop(visit, None)
         if trace is not None:
             self._tap.traces.remove(trace)
@@ -151,12 +162,17 @@ class CallTree:
         group = self._groups.get(module)
         if group is not None and state is not None:
             self._handed_on[group] = state
+            self._returned[id(state)] = (weakref.ref(state), (*self._who_returned(state), visit))
 
     def attend(self, attended: Attended) -> None:
         """An attention call happens in the current visit."""
         if self.current is not None:
             for visit in (self.current, *self.current.ancestors()):
                 visit.attended.append(attended)
+
+    def _who_returned(self, tensor: Tensor) -> tuple[Visit, ...]:
+        found = self._returned.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else ()
 
 
 def groups_of(model: nn.Module) -> dict[nn.Module, Group]:
