@@ -29,6 +29,7 @@ SINK_SHARE = 0.3
 Gu et al., 2410.10781)."""
 
 _NO_ROW = "no query of this scope sees enough keys"
+_NO_ROWS = "fewer than two queries of this scope see enough keys"
 _NO_VALUES = "the values handed to the kernel were not seen"
 
 
@@ -93,7 +94,8 @@ class AttentionObserver:
         for metric, values in per_row.items():
             self._samples.add(place, metric, mean_over_rows(values, per_head), scope=scope, undefined=_NO_ROW)
         selectivity = selectivity_from_summary(H, columns, attention.visible_mass(columns), per_head, summary.row_sum)
-        self._samples.add(place, "selectivity", selectivity, scope=scope, undefined=_NO_ROW)
+        selectivity = torch.where(per_head.sum(-1) >= 2, selectivity, torch.nan)  # a row does not differ from itself
+        self._samples.add(place, "selectivity", selectivity, scope=scope, undefined=_NO_ROWS)
 
     def _see_logits(self, place: Place, summary: Summary, rows: Tensor, scope: str) -> None:
         per_head = rows.unsqueeze(1) & ~summary.entropy.isnan()

@@ -19,6 +19,7 @@ from fullrank.table import Row
 __all__ = ["Energy"]
 
 _ALONE = "needs at least two independent sequences: with one, what all share and what it shares are the same"
+_SINGLE = "needs at least two real tokens in a sequence: one token is its own mean"
 
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -108,6 +109,8 @@ def _row(place: Place, scope: str, metric: str, statistic: Callable[[Parts], Ten
         note = ""
         if math.isnan(value):
             value, note = None, "the stream is zero at every token"
+    if sequences and bool((parts[0] < 2).all()) and metric != "similarity_across":
+        value, note = None, _SINGLE
     if sequences > 2 and value is not None:
         left_out = [
             statistic(tuple(torch.cat([part[:b], part[b + 1 :]]) for part in parts))  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ _METRICS = (
     "bulk_excess",
 )
 _NO_ROW = "no query of this scope sees enough keys"
+_ONE_ROW = "one query: the singular value of a single row is its length and says nothing of mixing"
 _NO_NULL = "the map could not be permuted (too large, or visible keys scattered), and no closed form holds for it"
 
 
@@ -66,8 +67,8 @@ class SpectrumObserver:
         rows = rows[:batch]
         columns = real_or_all(event.real_keys, whole, keys, rows.device)[:batch]
         attention = event.attention.select(slice(0, batch), slice(0, heads))
-        if not bool(rows.any()):
-            self._see_nothing(place, scope, batch, heads)
+        if not bool(rows.any()) or event.attention.shape[2] == 1:
+            self._see_nothing(place, scope, batch, heads, _NO_ROW if event.attention.shape[2] > 1 else _ONE_ROW)
             return
         found = attention_spectra(attention, rows=rows, columns=columns, seed=self._seed, memory=self._memory)
         keep = rows.unsqueeze(1) & ~summary.entropy[:batch].isnan()
@@ -106,10 +107,10 @@ class SpectrumObserver:
         self._samples.merge(other._samples)
         self._drawn = {**other._drawn, **self._drawn}
 
-    def _see_nothing(self, place: Place, scope: str, batch: int, heads: int) -> None:
+    def _see_nothing(self, place: Place, scope: str, batch: int, heads: int, reason: str) -> None:
         nothing = torch.full((batch, heads), torch.nan)
         for metric in _METRICS:
-            self._samples.add(place, metric, nothing, scope=scope, undefined=_NO_ROW)
+            self._samples.add(place, metric, nothing, scope=scope, undefined=reason)
 
     def _null(self, call: AttentionCall, permuted: Tensor, Y2: Tensor, spread: Tensor, columns: Tensor) -> Tensor:
         """s₂ of the permuted map; where it was not taken, the edge of independent rows where that holds."""

@@ -62,6 +62,9 @@ class StreamObserver:
         self._counts: dict[str, list[Tensor]] = {}
         self._widths: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_trails": {}}  # the last states stay here when the numbers travel
+
     def see(self, event: Event) -> None:
         """Reduce one state to its numbers."""
         if not isinstance(event, StreamState):
@@ -115,10 +118,12 @@ class StreamObserver:
 
     def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str, floor: str) -> None:
         both = metrics.both_singular_values(X, mask)
+        several = mask.sum(-1) >= 2  # every rank of a single token is 1, whatever the model does
         for prefix, sigma in zip(("", "centered_"), both, strict=True):
             ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype, largest=both[0][..., 0])
             for name, value in ranks.items():
                 note = floor if prefix else ""  # ranks of what is left of rounding
+                value = torch.where(several, value, torch.nan)
                 self._samples.add(place, prefix + name, value, scope=scope, undefined=_NO_RANK, note=note)
 
     def _see_shape(self, place: Place, X: Tensor, real: Tensor) -> None:

@@ -67,7 +67,19 @@ def about(
         },
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": str(first.device),
-        "notes": [*subject.notes, *notes],
+        "notes": [*subject.notes, *notes, *_of_the_batch(calls)],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _of_the_batch(calls: Sequence[Call]) -> list[str]:
+    """What to know of the batch itself."""
+    said = []
+    if any(call.past for call in calls):
+        new = "one new token per sequence" if any(call.decodes for call in calls) else "several new tokens"
+        said.append(
+            f"the batch continues a cache: {new}, whose attention is over every key in it; token metrics are of the "
+            "new tokens alone, and positions count the keys that the kernel was given."
+        )
+    return said

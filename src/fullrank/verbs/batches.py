@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fullrank.errors import BatchError
+from fullrank.verbs.cached import own_copy, without_past
 
 __all__ = ["Call", "as_calls"]
 
@@ -24,16 +25,30 @@ class Call:
         kwargs: keyword arguments.
         real: (sequences, tokens) which tokens are real, by stack where the stacks differ; None when all are.
         token_ids: (sequences, tokens) for a model that reads them.
+        past: whether earlier tokens come from a cache.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     real: Tensor | dict[str, Tensor] | None
     token_ids: Tensor | None
+    past: bool = False
 
     def run(self, model: nn.Module) -> Any:
-        """Call the model."""
-        return model(*self.args, **self.kwargs)
+        """Call the model; a cache among the arguments is copied first, so that it stays as long as it was."""
+        return model(*map(own_copy, self.args), **{name: own_copy(value) for name, value in self.kwargs.items()})
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is one decoding step: one new token per sequence after those of a cache."""
+        return self.past and any(value.ndim > 1 and value.shape[1] == 1 for value in self._tensors())
+
+    def for_survey(self) -> Call:
+        """The call whose forward shows where the blocks are: a decoding step becomes a prefill of two tokens."""
+        if not self.decodes:
+            return self
+        args, kwargs = without_past(self.args, self.kwargs)
+        return replace(self, args=args, kwargs=kwargs, real=None, past=False)
 
     def describe(self) -> str:
         """Names and shapes of the arguments, for messages."""
@@ -110,15 +125,17 @@ def _call(model: nn.Module, batch: Any, mask: Tensor | None, known: Tensor | Non
     named = _named(signature, args, kwargs)
     real = _real(named, mask if mask is None else mask.to(device), known)
     ids = _token_ids(model, named, args)
-    for one in real.values() if isinstance(real, dict) else [real]:
-        _check(one)
-    read = real.get("encoder") if isinstance(real, dict) else real
     cached = named.get("past_key_values") is not None  # then the mask covers earlier tokens too
+    if cached and isinstance(real, Tensor) and ids is not None:
+        real = real[:, -ids.shape[1] :]  # of the keys before them, the mask of the kernel's call tells
+    for one in real.values() if isinstance(real, dict) else [real]:
+        _check(one, fewest=1 if cached else 2)
+    read = real.get("encoder") if isinstance(real, dict) else real
     if read is not None and ids is not None and read.shape != ids.shape and not cached:
         raise BatchError(f"the mask has the shape {tuple(read.shape)}; the batch's tokens have {tuple(ids.shape)}.")
-    if ids is not None and ids.shape[1] == 1:
+    if ids is not None and ids.shape[1] == 1 and not cached:
         raise BatchError("every sequence has one token: at least two are needed to compare tokens.")
-    return Call(args, kwargs, real, ids)
+    return Call(args, kwargs, real, ids, past=cached)
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +179,7 @@ def _token_ids(model: nn.Module, named: dict[str, Any], args: tuple[Any, ...]) -
     return ids if ids is not None and not ids.is_floating_point() and ids.dtype != torch.bool else None
 
 
-def _check(real: Tensor | None) -> None:
+def _check(real: Tensor | None, *, fewest: int) -> None:
     if real is None:
         return
     count = real.sum(-1)
@@ -170,7 +187,7 @@ def _check(real: Tensor | None) -> None:
     if empty.numel():
         raise BatchError(f"all tokens of sequence {int(empty[0])} are masked: there is nothing to measure in it.")
     single = (count == 1).nonzero()
-    if single.numel():
+    if single.numel() and fewest > 1:
         raise BatchError(f"sequence {int(single[0])} has one token: at least two are needed to compare tokens.")
 
 

@@ -34,8 +34,9 @@ def require_finite_weights(model: nn.Module) -> None:
 
 def anatomy_of(model: nn.Module, call: Call, *, blocks: str | None = None) -> Anatomy:
     """One forward that finds the blocks; what a batch that does not fit makes the model say becomes one sentence."""
-    with _clear_errors(model, call):
-        return survey(model, lambda: call.run(model), blocks=blocks)
+    first = call.for_survey()
+    with _clear_errors(model, first):
+        return survey(model, lambda: first.run(model), blocks=blocks)
 
 
 def record(
