@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -15,7 +18,8 @@ __all__ = ["gaussian_nulls"]
 _SIMULATED_TOKENS = 8192  # sequences beyond this many tokens add nothing to the means of single sequences
 
 
-def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> dict[str, float]:
+@functools.lru_cache(maxsize=256)  # a series of checkpoints asks for the same shapes again
+def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> Mapping[str, float]:
     """The null of every stream metric, for the tokens of the headline scope.
 
     Two independent Gaussian states are shown to a `StreamObserver` as the states before and after a block, so that each
@@ -31,7 +35,7 @@ def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> dict[st
         Metric to value.
     """
     if shape.tokens < 2:
-        return {}
+        return MappingProxyType({})
     sequences = max(2, min(shape.sequences, _SIMULATED_TOKENS // shape.tokens))
     generator = torch.Generator().manual_seed(seed)
     observer = StreamObserver(causal=["null"] if causal else [])
@@ -48,4 +52,4 @@ def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> dict[st
         found[metric] = metrics.null_value(metric, tokens=tokens, width=shape.width, sequences=max(shape.sequences, 1))[
             0
         ]
-    return {metric: value for metric, value in found.items() if not math.isnan(value)}
+    return MappingProxyType({metric: value for metric, value in found.items() if not math.isnan(value)})

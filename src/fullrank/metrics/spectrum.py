@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fullrank.metrics.accumulate import mean_token, real_tokens
+from fullrank.metrics.bordered import eigenvalues_with_and_without
 
 __all__ = ["both_singular_values", "singular_values"]
 
@@ -38,7 +39,7 @@ def singular_values(
     if X.dtype == torch.float64:
         X, real = real_tokens(X, mask)
         return _factorise(_centered(X, real) if centered else X)
-    gram, shift = _gram(X, mask, centered=centered)
+    gram, shift, _ = _gram(X, mask, centered=centered)
     return _roots(gram if centered else gram + shift)
 
 
@@ -59,16 +60,21 @@ def both_singular_values(
     """
     if X.dtype == torch.float64:
         return singular_values(X, mask), singular_values(X, mask, centered=True)
-    gram, shift = _gram(X, mask, centered=True)
-    return _roots(gram + shift), _roots(gram)
+    gram, shift, axis = _gram(X, mask, centered=True)
+    finite = gram.isfinite().all(-1).all(-1)[..., None]
+    gram, shift = (torch.where(finite[..., None], one, 0) for one in (gram, shift))
+    axis = torch.where(finite, axis, 0)
+    both = eigenvalues_with_and_without(gram, shift, axis, coupled=X.shape[-1] >= X.shape[-2])
+    uncentered, centered = (torch.where(finite, one.flip(-1).clamp(min=0).sqrt(), torch.nan) for one in both)
+    return uncentered, centered
 
 
 def _centered(X: Tensor, real: Tensor) -> Tensor:
     return torch.where(real[..., None], X - mean_token(X, real), 0)
 
 
-def _gram(X: Tensor, mask: Tensor | None, *, centered: bool) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the (centred) tokens and what must be added to it for the uncentred ones; float64."""
+def _gram(X: Tensor, mask: Tensor | None, *, centered: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrix of the (centred) tokens, what must be added to it for the uncentred ones, and along which axis."""
     X, real = real_tokens(X, mask)
     T, d = X.shape[-2:]
     n = real.sum(-1)[..., None, None].double()
@@ -85,11 +91,12 @@ def _gram(X: Tensor, mask: Tensor | None, *, centered: bool) -> tuple[Tensor, Te
         for start in range(0, T, _BLOCK):
             block = tokens(start)
             gram += block.mT @ block
-        return gram, n * x_bar.mT * x_bar
+        return gram, n * x_bar.mT * x_bar, x_bar[..., 0, :]
     block = torch.cat([tokens(start) for start in range(0, T, _BLOCK)], -2)
     along = block @ x_bar.mT  # (*batch, tokens, 1)
     one = real[..., None].double()
-    return block @ block.mT, along * one.mT + one * along.mT + x_bar.square().sum(-1, keepdim=True) * one * one.mT
+    shift = along * one.mT + one * along.mT + x_bar.square().sum(-1, keepdim=True) * one * one.mT
+    return block @ block.mT, shift, one[..., 0]
 
 
 def _roots(gram: Tensor) -> Tensor:
