@@ -59,6 +59,7 @@ class Case:
     kernel: str | None = "scaled_dot_product_attention"  # None where there is no attention over tokens
     with_mid: bool = True
     with_read: bool = True
+    with_read_mid: bool = True  # beside both of the above
     says: tuple[str, ...] = ()  # parts of notes that tell what was not seen
 
     def run(self) -> Any:

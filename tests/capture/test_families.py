@@ -119,7 +119,7 @@ def test_states_between_attention_and_mlp_and_what_norms_hand_on(seen):
         attending = [n for n, parts in enumerate(stack.calls, 1) if parts]
         assert list(keep.states("stream", "mid", stack.name)) == (attending if case.with_mid else [])
         read_mid = list(keep.states("read", "mid", stack.name))
-        assert read_mid == (attending if case.with_mid and case.with_read else [])
+        assert read_mid == (attending if case.with_mid and case.with_read and case.with_read_mid else [])
         read_out = set(keep.states("read", "out", stack.name))
         assert read_out <= set(range(len(stack.paths)))
         assert bool(read_out) == case.with_read

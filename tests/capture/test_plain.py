@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from plain import Block, InPlaceBlock, ParallelBlock, PlainGPT, PreNorm, SoftmaxAttention, sharp, states, tokens
-from seen import assert_identical, record
+from seen import assert_identical, plain_hooks, record
 from torch import nn
 from torch.testing import assert_close
 
@@ -87,15 +87,36 @@ def test_what_a_wrapper_called_norm_returns_is_not_what_a_norm_hands_on():
 
 
 class ScaledBlock(Block):
-    """DeepNorm: the residual is scaled before it is added, so the chain of states cannot be followed."""
+    """DeepNorm, or learned weights of the residual: it is scaled before it is added to."""
+
+    def __init__(self, width, heads, **options):
+        super().__init__(width, heads, **options)
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, width))
 
     def forward(self, x):
         x = x * 1.5 + self.attn(self.ln_1(x))
-        return x * 1.5 + self.mlp(self.ln_2(x))
+        return self.weight * x + self.mlp(self.ln_2(x))
+
+
+def test_a_residual_that_is_scaled_by_a_number_or_by_channels_is_followed():
+    model = sharp(PlainGPT(block=ScaledBlock))
+    with plain_hooks(model, [f"h.{n}.ln_2" for n in range(3)], inputs=True) as seen:
+        run(model, tokens())
+    keep, _, _ = record(model, lambda: run(model, tokens()))
+    for layer, (_, value) in enumerate(seen, 1):
+        assert torch.equal(keep.states("stream", "mid")[layer], value)
+
+
+class BlendedBlock(Block):
+    """Each token decides how much of the residual stays: no sum of the state and a branch."""
+
+    def forward(self, x):
+        x = torch.lerp(x, self.attn(self.ln_1(x)), x.mean(-1, keepdim=True).sigmoid())
+        return torch.lerp(x, self.mlp(self.ln_2(x)), x.mean(-1, keepdim=True).sigmoid())
 
 
 def test_residuals_that_cannot_be_followed_are_said_and_not_guessed():
-    model = sharp(PlainGPT(block=ScaledBlock))
+    model = sharp(PlainGPT(block=BlendedBlock))
     keep, recorder, _ = record(model, lambda: run(model, tokens()))
     assert list(keep.states()) == [0, 1, 2, 3]
     assert not keep.states("stream", "mid")

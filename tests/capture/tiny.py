@@ -10,6 +10,9 @@ from seen import Case
 TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 IMAGE = {name: value for name, value in TEXT.items() if name != "vocab_size"} | {"image_size": 16, "patch_size": 4}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+PLAIN = TEXT | ENDS
+KV = PLAIN | {"num_key_value_heads": 2}
+KVH = KV | {"head_dim": 8}
 
 FAMILIES: dict[str, Callable[[], Case]] = {}
 """By name; the docstring of each says in a few words what is particular about its attention."""

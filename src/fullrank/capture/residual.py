@@ -22,6 +22,7 @@ _SAME = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach"}
     | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "nan_to_num", "identity"}
 )
+_SCALE = frozenset({"mul", "__mul__", "__rmul__"})
 _NORM = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
 
 
@@ -48,6 +49,7 @@ class Followed:
 
     Attributes:
         mid: the state between attention and MLP.
+        live_mid: the same as the model holds it; it may have lost its tokens' axis there.
         read_input: what a norm made of the block's input.
         read_mid: what a norm made of `mid`.
     """
@@ -55,6 +57,7 @@ class Followed:
     mid: Tensor | None = None
     read_input: Tensor | None = None
     read_mid: Tensor | None = None
+    live_mid: Tensor | None = None
 
 
 class ResidualTrace:
@@ -85,6 +88,9 @@ class ResidualTrace:
             if id(output) not in self._known and output.numel() == state.value.numel():
                 self._known[id(output)] = state
                 self._aliases.append(output)
+        elif name in _SCALE and isinstance(output, Tensor) and self._weighted(args, output):
+            self._known[id(output)] = states[0]
+            self._aliases.append(output)
         elif name in _NORM:
             self.see_norm(args[0], output)
         else:
@@ -96,7 +102,7 @@ class ResidualTrace:
         if name in ("add_", "__iadd__") and args and isinstance(args[0], Tensor):
             state = self._state(args[0])
             if state is not None and state.value is args[0] and state.kind != "input":
-                state.value = args[0].clone()
+                state.value = args[0].detach().clone()  # no part of the model: it must not enter the graph
                 state.version = _version(state.value)
 
     def see_norm(self, given: Any, output: Any) -> None:
@@ -120,12 +126,18 @@ class ResidualTrace:
         mid = self._between(output)
         if mid is None:
             return Followed(read_input=read_input)
-        return Followed(mid.value.reshape(self._shape), read_input, self._normed(mid))
+        return Followed(mid.value.reshape(self._shape), read_input, self._normed(mid), mid.value)
 
     def adds_to_input(self, output: Tensor | None) -> bool:
         """Whether what the block returned is a sum that its input entered, or a norm of one."""
         state = self._state(output)
         return state is not None and state.order > 0
+
+    def _weighted(self, args: tuple[Any, ...], output: Tensor) -> bool:
+        """Whether a state is multiplied by a number or by a parameter of one value per channel: αx + f(x) adds to x."""
+        others = [item for item in args if self._state(item) is None]
+        weights = all(not isinstance(w, Tensor) or w.ndim == 0 or (_is_parameter(w) and w.ndim == 1) for w in others)
+        return len(others) == 1 and weights and self._is_stream(output)
 
     def _normed(self, state: _State) -> Tensor | None:
         found = next((norm.value for norm in self._norms if norm.of is state and norm.intact), None)
@@ -154,6 +166,10 @@ class ResidualTrace:
         state.version = _version(state.value)
         self._known[id(state.value)] = state
         self._aliases.append(state.value)
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter)
 
 
 def _version(tensor: Tensor) -> int:
