@@ -76,6 +76,11 @@ class AttentionObserver:
         """Every number gathered so far."""
         return self._samples.rows()
 
+    @property
+    def samples(self) -> Samples:
+        """The numbers sequence by sequence."""
+        return self._samples
+
     def merge(self, other: Self) -> None:
         """Take in the sequences that another observer saw."""
         self._samples.merge(other._samples)

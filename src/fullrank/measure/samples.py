@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fullrank.table import Row
 
-__all__ = ["Place", "Samples"]
+__all__ = ["Gathered", "Place", "Samples"]
 
 
 class Place(NamedTuple):
@@ -29,6 +30,24 @@ class _Key(NamedTuple):
     scope: str
 
 
+class Gathered(NamedTuple):
+    """The values of one number.
+
+    Attributes:
+        place: where.
+        metric: a name of the vocabulary.
+        scope: what it was taken over.
+        values: of each batch, (sequences,) or (sequences, heads).
+        heads: which heads the columns are; None for all.
+    """
+
+    place: Place
+    metric: str
+    scope: str
+    values: tuple[Tensor, ...]
+    heads: tuple[int, ...] | None
+
+
 @dataclass
 class _Gathered:
     values: list[Tensor] = field(default_factory=list)
@@ -36,6 +55,7 @@ class _Gathered:
     undefined: str = ""
     note: str = ""
     reduce: Literal["mean", "mode"] = "mean"
+    heads: tuple[int, ...] | None = None
 
 
 class Samples:
@@ -58,6 +78,7 @@ class Samples:
         undefined: str = "undefined for these tokens",
         note: str = "",
         reduce: Literal["mean", "mode"] = "mean",
+        heads: tuple[int, ...] | None = None,
     ) -> None:
         """Take in one batch.
 
@@ -70,11 +91,12 @@ class Samples:
             undefined: the reason given where no sequence has a defined value.
             note: what a reader should know where there is a value.
             reduce: `mean`, or `mode` for positions, whose average means nothing.
+            heads: which heads the columns of `values` are, where they are not all of them.
         """
         entry = self._gathered.setdefault(_Key(place, metric, scope), _Gathered())
         entry.values.append(values.detach())
         entry.exact &= exact
-        entry.undefined, entry.reduce = undefined, reduce
+        entry.undefined, entry.reduce, entry.heads = undefined, reduce, heads
         entry.note = note or entry.note
 
     def merge(self, other: Self) -> None:
@@ -90,18 +112,26 @@ class Samples:
                     undefined=theirs.undefined,
                     note=theirs.note,
                     reduce=theirs.reduce,
+                    heads=theirs.heads,
                 )
 
     def rows(self) -> list[Row]:
         """One row per place, metric, scope and head, in the order in which they were first seen."""
         return [row for key, entry in self._gathered.items() for row in _rows(key, entry)]
 
+    def series(self) -> Iterator[Gathered]:
+        """The values themselves, batch by batch, of every place, metric and scope; not of positions."""
+        for key, entry in self._gathered.items():
+            if entry.reduce == "mean":
+                yield Gathered(*key, tuple(entry.values), entry.heads)
+
 
 def _rows(key: _Key, entry: _Gathered) -> list[Row]:
     values = torch.cat([value.to("cpu", torch.float64) for value in entry.values])  # (sequences, [heads])
     if values.ndim == 1:
         return [_row(key, entry, values, None)]
-    return [_row(key, entry, column, head) for head, column in enumerate(values.unbind(1))]
+    heads = range(values.shape[1]) if entry.heads is None else entry.heads
+    return [_row(key, entry, column, head) for head, column in zip(heads, values.unbind(1), strict=True)]
 
 
 def _row(key: _Key, entry: _Gathered, values: Tensor, head: int | None) -> Row:

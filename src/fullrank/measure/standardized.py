@@ -63,6 +63,8 @@ class Standardized:
             longest = max(chosen.shape[1] for chosen, _ in kept)
             X = torch.cat([_padded(chosen, longest) for chosen, _ in kept])
             mask = torch.cat([_padded(mask.unsqueeze(-1), longest).squeeze(-1) for _, mask in kept])
+            some = mask.any(-1)
+            X, mask = X[some], mask[some]
             if X.shape[0] > 1:
                 values = metrics.similarity_standardized(X, mask)
             else:

@@ -87,6 +87,11 @@ class StreamObserver:
         return [*self._samples.rows(), *self._energy.rows(), *self._standardized.rows()]
 
     @property
+    def samples(self) -> Samples:
+        """The numbers that every sequence has of its own."""
+        return self._samples
+
+    @property
     def shapes(self) -> dict[str, StackShape]:
         """The shape of each stack's first state."""
         found = {}

@@ -92,9 +92,16 @@ FIELDS = tuple(field.name for field in fields(Row))
 
 
 def headline(scopes: Iterable[str]) -> str:
-    """The scope a number is read at first: `late` where it was taken (causal attention), else `all`."""
+    """The scope a number is read at first: `late` where it was taken (causal attention), else `all`.
+
+    Args:
+        scopes: those there are.
+
+    Returns:
+        The scope; of others than these two the first by name, those of one context after those of whole sequences.
+    """
     scopes = set(scopes)
     for scope in ("late", "all"):
         if scope in scopes:
             return scope
-    return sorted(scopes)[0] if scopes else "all"
+    return min(scopes, key=lambda scope: ("context=" in scope, scope), default="all")
