@@ -2,7 +2,16 @@
 
 from fullrank.capture.anatomy import Anatomy, Stack
 from fullrank.capture.calls import KernelCall
-from fullrank.capture.events import AttentionCall, Event, Observer, Signal, StreamState
+from fullrank.capture.events import (
+    AttentionCall,
+    Backward,
+    Event,
+    GradientState,
+    Observer,
+    ParameterGradient,
+    Signal,
+    StreamState,
+)
 from fullrank.capture.recorder import Recorder
 from fullrank.capture.register import register_attention
 from fullrank.capture.survey import survey
@@ -11,9 +20,12 @@ from fullrank.capture.undisturbed import undisturbed
 __all__ = [
     "Anatomy",
     "AttentionCall",
+    "Backward",
     "Event",
+    "GradientState",
     "KernelCall",
     "Observer",
+    "ParameterGradient",
     "Recorder",
     "Signal",
     "Stack",

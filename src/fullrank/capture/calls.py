@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fullrank.capture.live import Live
+
 __all__ = ["KernelCall", "from_sdpa"]
 
 
@@ -32,6 +34,7 @@ class KernelCall:
         logits: (…, queries, keys), what was softmaxed to give `weights`.
         sink_column: whether a last column of the softmax was dropped before the values.
         heads: number of heads folded into the leading axis, where the caller said so.
+        live: the model's own tensors of this call, where gradients are wanted.
     """
 
     kernel: str
@@ -49,6 +52,7 @@ class KernelCall:
     logits: Tensor | None = None
     sink_column: bool = False
     heads: int | None = None
+    live: Live | None = None
 
 
 def from_sdpa(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn, overrides
 
 from fullrank.capture.calls import KernelCall
+from fullrank.capture.live import Live, Wire
 from fullrank.capture.register import reader_of
 from fullrank.capture.tap import Tap
 
@@ -120,7 +121,8 @@ def _whole(inner: KernelCall, query: Tensor, key: Tensor, value: Tensor) -> Kern
     # mask and scale are read from the kernel's call, not from the dispatched one: they are what was computed with
     if inner.query is None or inner.key is None or inner.value is None or query.ndim != 4:
         return inner
-    query, key, value = (tensor.detach().to(inner.dtype) for tensor in (query, key, value))
+    given = (query, key, value)
+    query, key, value = (tensor.detach().to(inner.dtype) for tensor in given)
     keys = inner.key.shape[-2]
     mask = inner.mask
     if inner.query.shape != query.shape:
@@ -131,5 +133,21 @@ def _whole(inner: KernelCall, query: Tensor, key: Tensor, value: Tensor) -> Kern
         if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
             mask = mask.reshape(mask.shape[0], heads, 1, mask.shape[-1])
     if key.shape[2] < keys or key.shape[1] > inner.key.shape[1]:
-        return replace(inner, query=query, mask=mask)  # a paged cache supplied the keys
-    return replace(inner, query=query, key=key[:, :, :keys], value=value[:, :, :keys], mask=mask)
+        live = _live_whole(inner.live, given[0], None, None, keys)
+        return replace(inner, query=query, mask=mask, live=live)  # a paged cache supplied the keys
+    live = _live_whole(inner.live, *given, keys)
+    return replace(inner, query=query, key=key[:, :, :keys], value=value[:, :, :keys], mask=mask, live=live)
+
+
+def _live_whole(inner: Live | None, query: Tensor, key: Tensor | None, value: Tensor | None, keys: int) -> Live | None:
+    """The tensors that the dispatched function was given, instead of those that its kernel was."""
+    if inner is None:
+        return None
+    output = inner.output
+    if output is not None and output.tensor.shape[:-1] != query.shape[:-1]:  # heads of a group on the token axis
+        lead = query.shape[:-1]
+        output = Wire(output.tensor, lambda gradient: gradient.reshape(*lead, gradient.shape[-1]))
+    if key is None or value is None:
+        return replace(inner, query=Wire(query), output=output)
+    of_key, of_value = (Wire(tensor, lambda gradient: gradient[:, :, :keys]) for tensor in (key, value))
+    return Live(Wire(query), of_key, of_value, output)

@@ -12,11 +12,20 @@ from torch import Tensor
 from fullrank.operators import AttentionMap
 from fullrank.table import Row
 
-__all__ = ["AttentionCall", "Event", "Observer", "Signal", "StreamState"]
+__all__ = [
+    "AttentionCall",
+    "Backward",
+    "Event",
+    "GradientState",
+    "Observer",
+    "ParameterGradient",
+    "Signal",
+    "StreamState",
+]
 
-Signal = Literal["stream", "mid", "read", "attention"]
+Signal = Literal["stream", "mid", "read", "attention", "gradient"]
 """What an observer can ask for: block inputs and outputs, the state between attention and MLP, what a norm hands on
-to a block, attention calls. The recorder attaches nothing that no observer needs."""
+to a block, attention calls, gradients of all these. The recorder attaches nothing that no observer needs."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class StreamState:
         path: name of the module it was seen at.
         value: (sequences, tokens, width), detached, not to be changed.
         real: (sequences, tokens) bool, which tokens are not padding; None when all are.
+        over: `samples` where an item of the batch is one vector: then the samples of the batch stand in the place of
+            the tokens, and `value` is (1, samples, width), all features of a sample being its width.
     """
 
     stack: str
@@ -41,6 +52,7 @@ class StreamState:
     path: str
     value: Tensor
     real: Tensor | None = None
+    over: Literal["tokens", "samples"] = "tokens"
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,74 @@ class AttentionCall:
     dtype: torch.dtype
 
 
-Event = StreamState | AttentionCall
+@dataclass(frozen=True)
+class Backward:
+    """A backward begins; the gradients that follow are of what this says.
+
+    Attributes:
+        of: `loss`, the model's own, times the number of sequences; `projection`, the sum of the last stream states'
+            entries, each times a standard normal number of its own.
+        sequences: in the batch.
+        stacks: names of the stacks whose last state is projected.
+    """
+
+    of: Literal["loss", "projection"]
+    sequences: int
+    stacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GradientState:
+    """The gradient that one backward brings to a state of the stream, or to a tensor of an attention call.
+
+    Attributes:
+        stack: as in `StreamState`.
+        layer: of the state, or of the block call that attends.
+        part: `out` or `mid` of the stream; `self`, `cross`, `self.1`, … of an attention call.
+        path: name of the module it belongs to.
+        which: `state`, or which tensor of the call: `q`, `k`, `v`, `output`. They are what the kernel was given and
+            gave, before key-value heads are repeated; where the model makes the map itself, the factors of the product
+            that made the logits (scaled or not as they entered it), and of the one with the values.
+        value: (sequences, tokens, width) for a state, (sequences, heads, tokens, width) for the others, detached, not
+            to be changed; None where it cannot be seen.
+        real: (sequences, tokens) bool; None when all are real tokens.
+        backward: 0 in the first backward through this forward, 1 in the second, …
+        reason: why there is no value.
+    """
+
+    stack: str
+    layer: int
+    part: str
+    path: str
+    which: Literal["state", "q", "k", "v", "output"]
+    value: Tensor | None
+    real: Tensor | None = None
+    backward: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ParameterGradient:
+    """The gradient that one backward brings to a parameter.
+
+    Attributes:
+        name: of the parameter, its first one where it is tied.
+        weight: the parameter itself, detached.
+        value: of the same shape, not to be changed; None where there is none.
+        sequences: in the batch: the gradient is of a sum over them.
+        backward: as in `GradientState`.
+        reason: why there is no value.
+    """
+
+    name: str
+    weight: Tensor
+    value: Tensor | None
+    sequences: int
+    backward: int = 0
+    reason: str = ""
+
+
+Event = StreamState | AttentionCall | Backward | GradientState | ParameterGradient
 
 
 class Observer(Protocol):

@@ -11,7 +11,7 @@ from fullrank.capture.calls import KernelCall
 from fullrank.operators import AttentionMap, AttentionOperator, DenseAttention, Scores
 from fullrank.operators.masks import Causal, Full, Mask, from_additive, recognise
 
-__all__ = ["MaskReader", "Reading", "Shape", "Unreadable", "looks_back", "read", "shape_of"]
+__all__ = ["MaskReader", "Reading", "Shape", "Unreadable", "folded", "looks_back", "read", "shape_of"]
 
 Shape = tuple[int, int, int, int]
 """(batch, heads, queries, keys)."""
@@ -117,6 +117,22 @@ def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskR
     scores = Scores(query, key, scale=call.scale, mask=mask, bias=bias, softcap=call.softcap, sink=_detached(call.sink))
     value = None if call.value is None else _fold(call.value, shape[0])
     return Reading(AttentionOperator(scores), value, _causal(mask, shape))
+
+
+def folded(tensor: Tensor, call: KernelCall, batch: int, heads: int | None = None) -> Tensor:
+    """A tensor of a call, (…, tokens, width), as (batch, heads, tokens, width), as `read` lays out the call's own.
+
+    Args:
+        tensor: laid out as the call's queries, keys or values are.
+        call: the call; only the shapes of its tensors are looked at.
+        batch: sequences in the residual stream around it.
+        heads: of the module that called, where it says so.
+
+    Returns:
+        A view where that is possible.
+    """
+    moved = _sequences_first(replace(call, value=tensor), batch, heads)
+    return _fold(_present(moved.value), shape_of(moved, batch, heads)[0])
 
 
 def _sequences_first(call: KernelCall, batch: int, heads: int | None) -> KernelCall:

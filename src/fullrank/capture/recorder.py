@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy
 from fullrank.capture.dispatch import overriding
+from fullrank.capture.documents import Documents
 from fullrank.capture.events import Event, Observer, Signal
+from fullrank.capture.gradients import End
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.residual import is_norm
 from fullrank.capture.scene import Scene
 from fullrank.capture.survey import survey
 from fullrank.capture.tap import Tap, recomputing
-from fullrank.capture.tensors import first_state
+from fullrank.capture.tensors import first_state, stream_input
 from fullrank.capture.undisturbed import undisturbed
 from fullrank.errors import ModelError
 
@@ -46,6 +48,7 @@ class Recorder:
         real: (sequences, tokens) bool, the tokens that are not padding; a mapping of stack names to such. One tensor is
             taken for every stack that has this many sequences and tokens; for an encoder, not for the decoder that
             reads it, and for text, not for images.
+        documents: how rows that hold several documents come apart; events then have one sequence per document.
         progress: called after each block.
 
     Attributes:
@@ -59,6 +62,7 @@ class Recorder:
         *,
         anatomy: Anatomy | None = None,
         real: Tensor | Mapping[str, Tensor] | None = None,
+        documents: Documents | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model = model
@@ -66,6 +70,7 @@ class Recorder:
         self.notes: list[str] = []
         self._anatomy = anatomy
         self._real = real
+        self._documents = documents
         self._progress = progress
         self._needs: frozenset[Signal] = frozenset().union(*(observer.needs for observer in self.observers))
         self._put_back: ExitStack | None = None
@@ -82,6 +87,19 @@ class Recorder:
         if self._anatomy is None:
             raise ModelError("anatomy is not known yet: no forward was run, and none was passed to the Recorder.")
         return self._anatomy
+
+    def ends(self) -> list[End]:
+        """The last states of the forward that has just run, with their history, for a backward of one's own."""
+        return [] if self._scene is None else self._scene.ends()
+
+    def starts(self) -> list[Tensor]:
+        """The first states of the stacks in that forward; what comes after them is reached by going back to them."""
+        watch = None if self._scene is None else self._scene.watch
+        return [] if watch is None else list(watch.starts)
+
+    def emit(self, event: Event) -> None:
+        """Hand an event on to the observers that look at gradients."""
+        self._emit("gradient", event)
 
     def __enter__(self) -> Self:
         if self._put_back is not None:
@@ -102,6 +120,9 @@ class Recorder:
             put_back.close()
         if self._scene is not None:
             self._scene.close()
+        if self._documents is not None:
+            self._documents.clear()
+            self.notes.extend(note for note in self._documents.notes if note not in self.notes)
 
     # ------------------------------------------------------------ attaching
 
@@ -133,10 +154,13 @@ class Recorder:
         self._tap.stance = put_back.enter_context(reference_path(self.model, notes))
         self.notes.extend(note for note in notes if note not in self.notes)
         put_back.callback(self.model.register_forward_pre_hook(lambda *_: self._begin()).remove)
-        deep = bool(self._needs & {"mid", "read", "attention"})
+        deep = bool(self._needs & {"mid", "read", "attention", "gradient"})
         for module, name in names.items():
             block = stack_of.get(name)
-            if block is not None:
+            if block is not None and anatomy.stacks[block].end is not None:
+                begin = partial(self._begin_layer, block, name)
+                put_back.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            elif block is not None:
                 enter, leave = partial(self._enter_block, block, name), self._leave_block
                 put_back.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 put_back.callback(module.register_forward_hook(leave, always_call=True).remove)
@@ -145,9 +169,20 @@ class Recorder:
                 # prepended: the innermost module must be left before its block is
                 leave_module = module.register_forward_hook(self._leave_module, always_call=True, prepend=True)
                 put_back.callback(leave_module.remove)
+        self._attach_ends(put_back, modules)
         if deep:
             put_back.enter_context(overriding(self.model, self._tap))
             put_back.enter_context(self._tap)
+
+    def _attach_ends(self, put_back: ExitStack, modules: Mapping[str, nn.Module]) -> None:
+        for stack in self.anatomy.stacks:
+            if stack.end is None:
+                continue
+            if stack.ends_inside:
+                ended = modules[stack.end].register_forward_hook(self._end_inside, always_call=True)
+            else:
+                ended = modules[stack.end].register_forward_pre_hook(self._end_before, with_kwargs=True)
+            put_back.callback(ended.remove)
 
     # ------------------------------------------------------------ hooks
 
@@ -163,6 +198,26 @@ class Recorder:
     ) -> None:
         if not self._idle() and self._scene is not None:
             self._scene.enter_block(stack, path, args, kwargs)
+
+    def _begin_layer(
+        self, stack: int, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A layer of weights: what it is given is also what the layer before it ends with."""
+        self._end_before(module, args, kwargs)
+        self._enter_block(stack, path, module, args, kwargs)
+
+    def _end_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._idle() and self._scene is not None:
+            self._tell(self._scene.end_block(stream_input(args, kwargs)))
+
+    def _end_inside(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._idle() and self._scene is not None:
+            self._tell(self._scene.end_block(first_state(output)))
+
+    def _tell(self, place: tuple[str, int, int] | None) -> None:
+        if self._progress is not None and place is not None:
+            with self._tap.silent():
+                self._progress(*place)
 
     def _leave_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._idle() or self._scene is None:
@@ -195,6 +250,8 @@ class Recorder:
     def _emit(self, signal: Signal, event: Event) -> None:
         """Observers run without gradients and unseen: what they compute is no part of the model."""
         with torch.no_grad(), self._tap.silent():
+            if self._documents is not None:
+                event = self._documents.apart(event)
             for observer in self.observers:
                 if signal in observer.needs:
                     observer.see(event)

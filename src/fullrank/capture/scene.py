@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy, Stack
 from fullrank.capture.calls import KernelCall
-from fullrank.capture.events import AttentionCall, Event, Signal, StreamState
+from fullrank.capture.events import AttentionCall, Event, GradientState, Signal, StreamState
+from fullrank.capture.factors import Factors
+from fullrank.capture.gradients import End, GradientWatch, as_tokens
 from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.reading import MaskReader, Reading, Unreadable, read
 from fullrank.capture.residual import Followed, ResidualTrace
@@ -33,6 +35,7 @@ class _Block:
     follows: bool  # the stream is what the layer before returned
     trace: ResidualTrace | None
     depth: int
+    live: bool  # gradients are on
     counts: dict[str, int] = field(default_factory=lambda: {"self": 0, "cross": 0})
 
 
@@ -69,9 +72,16 @@ class Scene:
         self._layers = [0] * len(anatomy.stacks)
         self._handed_on: list[Tensor | None] = [None] * len(anatomy.stacks)
         self._without_mid: dict[int, bool] = {}
+        self._ends: dict[int, End] = {}
+        self._live = False  # gradients were on when the forward began
+        self.watch: GradientWatch | None = None
+        if "gradient" in needs:
+            self.watch = GradientWatch(lambda event: self._emit("gradient", event))
+            tap.factors = Factors()
 
     def begin(self) -> None:
         """A forward of the whole model begins: layers count from 1 again."""
+        self._live = self.watch is not None and torch.is_grad_enabled()
         self._layers = [0] * len(self._layers)
         self._handed_on = [None] * len(self._handed_on)
         self._running.clear()
@@ -80,16 +90,31 @@ class Scene:
         self._tap.marks.clear()
         self._tap.softmaxes.take_unused()
         self._masks.clear()
+        self._ends.clear()
+        if self.watch is not None:
+            self.watch.begin()
+        if self._tap.factors is not None:
+            self._tap.factors.clear()
 
     def close(self) -> None:
         """Let go of all tensors and say which stacks had no state between attention and MLP."""
         self.begin()
+        if self.watch is not None:
+            self.watch.close()
         names = [self._anatomy.stacks[index].name for index, without in self._without_mid.items() if without]
         if names and "mid" in self._needs:
             self._note(
                 f"no state between attention and MLP could be told in {', '.join(names)}: the two are parallel, or the "
                 "additions around them cannot be followed."
             )
+
+    def ends(self) -> list[End]:
+        """The last states of the forward that has just run, with their history, in the order of the stacks."""
+        ends = [self._ends[index] for index in sorted(self._ends)]
+        read = 0
+        for index, end in self._ends.items():
+            read |= self._tap.marks.of(end.value) & ~_bit(index)
+        return [replace(end, into=bool(read & _bit(self._anatomy.stacks.index(end.stack)))) for end in ends]
 
     # ------------------------------------------------------------ blocks
 
@@ -103,8 +128,10 @@ class Scene:
         self._layers[stack] += 1
         layer = self._layers[stack]
         follows = layer == 1 or (stream is not None and self._handed_on[stack] is stream)
-        trace = ResidualTrace(stream) if stream is not None and self._needs & {"mid", "read"} else None
-        block = _Block(stack, layer, path, stream, follows, trace, len(self.modules))
+        follow = stream is not None and self._needs & {"mid", "read"} and self._anatomy.stacks[stack].over == "tokens"
+        trace = ResidualTrace(stream) if stream is not None and follow else None
+        live = self.watch is not None and torch.is_grad_enabled()
+        block = _Block(stack, layer, path, stream, follows, trace, len(self.modules), live)
         self._running.append(block)
         if trace is not None:
             self._tap.traces.append(trace)
@@ -112,8 +139,23 @@ class Scene:
             self._note(f"block {path} is not called with a tensor that could be its stream.")
             return
         self._tap.marks.enter(stream, _bit(stack), args, kwargs)
+        if self._tap.factors is not None:
+            self._tap.factors.inside = live
         if layer == 1:
+            if live and self.watch is not None:
+                self.watch.wake(stream)
             self._state("stream", block, 0, "stream", "out", stream)
+
+    def end_block(self, output: Tensor | None) -> tuple[str, int, int] | None:
+        """A block without a call of its own ends here, if one is running: with what the next layer of weights is given.
+
+        Returns:
+            As `leave_block`.
+        """
+        running = self._running[-1] if self._running else None
+        if running is None or self._anatomy.stacks[running.stack].end is None:
+            return None
+        return self.leave_block(output)
 
     def leave_block(self, output: Tensor | None) -> tuple[str, int, int] | None:
         """A block returns, or is left by an exception (then the output is None).
@@ -126,6 +168,8 @@ class Scene:
         block = self._running.pop()
         if block.trace is not None:
             self._tap.traces.remove(block.trace)
+        if self._tap.factors is not None and not self._running:
+            self._tap.factors.clear()
         stack = self._anatomy.stacks[block.stack]
         self._handed_on[block.stack] = output
         if output is None:
@@ -144,34 +188,54 @@ class Scene:
             missing = self._without_mid.get(block.stack, True)
             self._without_mid[block.stack] = missing and followed.mid is None
         if followed.mid is not None:
-            self._state("mid", block, block.layer, "stream", "mid", followed.mid)
+            self._state("mid", block, block.layer, "stream", "mid", followed.mid, live=followed.live_mid)
         if followed.read_mid is not None:
             self._state("read", block, block.layer, "read", "mid", followed.read_mid)
 
-    def _state(self, signal: Signal, block: _Block, layer: int, site: str, part: str, value: Tensor) -> None:
-        if signal not in self._needs:
+    def _state(
+        self,
+        signal: Signal,
+        block: _Block,
+        layer: int,
+        site: str,
+        part: str,
+        value: Tensor,
+        live: Tensor | None = None,
+    ) -> None:
+        if signal not in self._needs and (self.watch is None or signal == "read"):
             return
         stack = self._anatomy.stacks[block.stack]
-        value = value.detach()
-        if value.ndim == 2:
-            value = value.unsqueeze(0)
-        elif value.ndim == 3 and stack.tokens_first:
-            value = value.transpose(0, 1)
-        elif value.ndim == 4 and stack.grid:
-            value = value.flatten(1, 2)  # a grid of tokens
-        elif value.ndim != 3:
+        live = value if live is None else live
+        found = as_tokens(value.detach(), stack)
+        if found is None:
             self._note(
                 f"the stream of {stack.name} has the shape {tuple(value.shape)}: which axis holds tokens is not known."
             )
             return
-        real = self._real_of(stack, value.shape[0], value.shape[1], value.device)
-        self._emit(signal, StreamState(stack.name, layer, site, part, block.path, value, real))  # type: ignore[arg-type]
+        real = self._real_of(stack, found.shape[0], found.shape[1], found.device)
+        if signal in self._needs:
+            state = StreamState(stack.name, layer, site, part, block.path, found, real, stack.over)  # type: ignore[arg-type]
+            self._emit(signal, state)
+        if self.watch is not None and site == "stream":
+            self._watch_state(block, layer, part, live, real)
+
+    def _watch_state(self, block: _Block, layer: int, part: str, live: Tensor, real: Tensor | None) -> None:
+        if not block.live and not self._live:
+            return
+        stack = self._anatomy.stacks[block.stack]
+        assert self.watch is not None
+        shape = live.shape if live.ndim != 2 or stack.over == "samples" else (1, *live.shape)
+        event = GradientState(stack.name, layer, part, block.path, "state", None, real)
+        self.watch.state(event, live, lambda gradient: _tokens(gradient.reshape(shape), stack))
+        if part == "out" and layer == len(stack.paths) and live.requires_grad:
+            version = -1 if live.is_inference() else live._version
+            self._ends[block.stack] = End(stack, live, real, version)
 
     # ------------------------------------------------------------ attention
 
     def attend(self, call: KernelCall) -> None:
         """An attention kernel was called."""
-        if "attention" not in self._needs:
+        if not self._needs & {"attention", "gradient"}:
             return
         path = self.modules[-1][0] if self.modules else ""
         if not self._running or self._running[-1].stream is None:
@@ -182,10 +246,11 @@ class Scene:
         heads = self._heads(block)
         stream = block.stream
         assert stream is not None
-        if not over_tokens(call, stream.shape, heads, tokens_first=stack.tokens_first):
+        axes = {"tokens_first": stack.tokens_first, "channels_first": stack.channels_first}
+        if not over_tokens(call, stream.shape, heads, **axes):
             self._note(f"a call of {call.kernel} in {path} is not attention over tokens (channels, experts or heads).")
             return
-        _, batch = tokens_and_batch(stream.shape, tokens_first=stack.tokens_first)
+        _, batch = tokens_and_batch(stream.shape, **axes)
         try:
             reading = read(call, batch, heads=heads, masks=self._masks)
         except Unreadable as reason:
@@ -208,7 +273,11 @@ class Scene:
             kernel=call.kernel,
             dtype=call.dtype,
         )
-        self._emit("attention", event)
+        if "attention" in self._needs:
+            self._emit("attention", event)
+        if self.watch is not None and self._live:
+            made = GradientState(stack.name, block.layer, event.part, path, "q", None, queries)
+            self.watch.attention(made, call, batch, heads, keys, enabled=block.live)
 
     def _kind(self, call: KernelCall, block: _Block) -> str:
         if call.sources:
@@ -233,6 +302,8 @@ class Scene:
     # ------------------------------------------------------------ padding
 
     def _real_of(self, stack: Stack, batch: int, tokens: int, device: torch.device) -> Tensor | None:
+        if stack.over == "samples":
+            return None
         if isinstance(self._real, Mapping):
             real = self._real.get(stack.name)
         elif self._takes_tensor(stack):
@@ -269,6 +340,12 @@ class Scene:
     def _note(self, sentence: str) -> None:
         if sentence not in self._notes:
             self._notes.append(sentence)
+
+
+def _tokens(gradient: Tensor, stack: Stack) -> Tensor:
+    found = as_tokens(gradient, stack)
+    assert found is not None  # the state itself was laid out
+    return found
 
 
 def _bit(stack: int) -> int:

@@ -14,6 +14,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fullrank.capture.calls import KernelCall, from_sdpa
+from fullrank.capture.factors import Factors
+from fullrank.capture.live import live_of_sdpa, wires_of_reader
 from fullrank.capture.marks import Marks
 from fullrank.capture.register import Reader, reader_of
 from fullrank.capture.residual import ResidualTrace
@@ -41,6 +43,7 @@ class Tap(TorchFunctionMode):
         super().__init__()
         self.marks = Marks()
         self.softmaxes = SoftmaxTrace()
+        self.factors: Factors | None = None  # where gradients are wanted
         self.traces: list[ResidualTrace] = []  # of the blocks that are running, outermost first
         self.busy = False
         self.stance: AbstractContextManager[None] | None = None
@@ -91,13 +94,16 @@ class Tap(TorchFunctionMode):
             return
         for trace in self.traces:
             trace.attention += 1
-        with self.silent():
+        with self.silent(), torch.no_grad():
             self._on_call(call)
 
     def ask(self, reader: Reader, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> KernelCall | None:
         """What a user's reader makes of a call; the sources of its values are filled in."""
-        with self.silent():
+        with self.silent(), torch.no_grad():
             call = reader(args, kwargs, output)
+            if call is not None and self.factors is not None and call.live is None:
+                given = (*tensors_in(args), *tensors_in(kwargs))
+                call = replace(call, live=wires_of_reader(call.query, call.key, call.value, given, tensors_in(output)))
         if call is None or call.sources:
             return call
         sources = self.marks.of(call.value) or self.marks.of(call.key)
@@ -118,12 +124,19 @@ class Tap(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             value = args[2] if len(args) > 2 else kwargs["value"]
             call = from_sdpa(output, self.marks.of(value), self._heads, args, kwargs)
+            if self.factors is not None:
+                call = replace(call, live=live_of_sdpa(output, args, kwargs))
         elif reader is not None:
             call = self.ask(reader, args, kwargs, output)
         elif name == _FLEX:
             self.unread("attention through a flex_attention kernel was not observed: its mask and scores are code.")
         else:
             call = self.softmaxes.see(name, args, kwargs, output, self.marks, self._heads)
+            if self.factors is not None:
+                if call is not None:
+                    call = replace(call, live=self.factors.complete(call, name, args, kwargs, output))
+                else:
+                    self.factors.see(name, args, kwargs, output, self.marks)
         if call is not None:
             self.hand_on(call)
         self.marks.follow(args, kwargs, output)

@@ -1,0 +1,202 @@
+"""Hooks on the live tensors of a forward: what a backward brings to the stream and to attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fullrank.capture.anatomy import Stack
+from fullrank.capture.calls import KernelCall
+from fullrank.capture.events import Event, GradientState
+from fullrank.capture.live import Live
+from fullrank.capture.reading import Unreadable, folded, shape_of
+
+__all__ = ["End", "GradientWatch", "as_tokens", "from_tokens"]
+
+_STOPPED = (
+    "it was computed without gradients (reentrant activation checkpointing, or torch.no_grad inside of the model)"
+)
+_UNRELATED = "it does not depend on anything that gradients can flow to"
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """The last state of a stack in the forward that has just run, with its history.
+
+    Attributes:
+        stack: the stack.
+        value: as the block returned it.
+        real: (sequences, tokens) bool; None when all tokens are real.
+        version: of the tensor when it was returned: an overwritten one has a later one.
+        into: whether the last state of another stack was computed from this stack's stream.
+    """
+
+    stack: Stack
+    value: Tensor
+    real: Tensor | None
+    version: int
+    into: bool = False
+
+
+class GradientWatch:
+    """Puts tensor hooks on states and on tensors of attention calls, and takes them off again.
+
+    A tensor hook adds nothing to the graph and is called once in every backward, before anything is clipped or
+    accumulated. It holds no tensor of the forward but the mask of real tokens.
+
+    Args:
+        emit: takes the events.
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self.starts: list[Tensor] = []
+        self._emit = emit
+        self._handles: list[Any] = []
+        self._woken: list[Tensor] = []
+
+    def begin(self) -> None:
+        """A forward begins: hooks on tensors that are gone need not be remembered."""
+        self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
+        self._sleep()
+
+    def close(self) -> None:
+        """Take off every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._sleep()
+
+    def wake(self, stream: Tensor) -> None:
+        """Let gradients flow to the first state of a stack, also where nothing before it is trained."""
+        if not torch.is_grad_enabled() or stream.is_inference():
+            return
+        if not stream.requires_grad:
+            stream.requires_grad_()
+            self._woken.append(stream)
+        self.starts.append(stream)
+
+    def state(self, event: GradientState, tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
+        """Watch a state of the stream.
+
+        Args:
+            event: the event to come, without its value.
+            tensor: the live state.
+            arrange: brings a gradient of it into (sequences, tokens, width).
+        """
+        if not tensor.requires_grad:
+            self._emit(replace(event, reason=_UNRELATED if torch.is_grad_enabled() else _STOPPED))
+            return
+        self._hook(event, tensor, arrange)
+
+    def attention(
+        self,
+        event: GradientState,
+        call: KernelCall,
+        batch: int,
+        heads: int | None,
+        real_keys: Tensor | None,
+        *,
+        enabled: bool,
+    ) -> None:
+        """Watch what an attention call was given and gave.
+
+        Args:
+            event: the event to come, without its value; its real tokens are those of the queries.
+            call: with its live tensors.
+            batch: sequences in the stream around it.
+            heads: of the module that called.
+            real_keys: (sequences, keys) bool; None when all are real.
+            enabled: whether the block runs with gradients.
+        """
+        live = call.live or Live(reason="the tensors it was called with are not known")
+        shape = shape_of(call, batch, heads)
+        template = _shapes_only(call)
+        of: tuple[tuple[Literal["q", "k", "v", "output"], str, int], ...]
+        of = (
+            ("q", "query", shape[2]),
+            ("k", "key", shape[3]),
+            ("v", "value", shape[3]),
+            ("output", "output", shape[2]),
+        )
+        for which, name, tokens in of:
+            wire = getattr(live, name)
+            made = replace(event, which=which, real=real_keys if which in ("k", "v") else event.real)
+            if wire is None:
+                self._emit(replace(made, reason=live.reason))
+                continue
+            if not wire.tensor.requires_grad:
+                self._emit(replace(made, reason=_UNRELATED if enabled else _STOPPED))
+                continue
+            arrange = partial(_fold, wire.arrange, template, batch, heads)
+            meta = torch.empty_strided(wire.tensor.shape, wire.tensor.stride(), device="meta", dtype=wire.tensor.dtype)
+            try:
+                found = tuple(arrange(meta).shape)
+            except (RuntimeError, Unreadable):
+                found = ()
+            if len(found) != 4 or (found[0], found[2]) != (shape[0], tokens):
+                shared = len(found) == 4 and found[0] == 1
+                reason = "it is shared by all sequences" if shared else "its axes could not be told apart"
+                self._emit(replace(made, reason=reason))
+                continue
+            self._hook(made, wire.tensor, arrange)
+
+    def _hook(self, event: GradientState, tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
+        count = [0]
+
+        def see(gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            with torch.no_grad():
+                value = arrange(gradient.detach())
+                self._emit(replace(event, value=value, backward=count[0]))
+            count[0] += 1
+
+        self._handles.append(tensor.register_hook(see))
+
+    def _sleep(self) -> None:
+        for stream in self._woken:
+            stream.requires_grad_(False)
+        self._woken.clear()
+        self.starts.clear()
+
+
+def as_tokens(value: Tensor, stack: Stack) -> Tensor | None:
+    """A state as (sequences, tokens, width), or None where it is not known which axis holds the tokens."""
+    if stack.over == "samples":
+        return value.flatten(1).unsqueeze(0)  # all features of a sample are its width
+    if value.ndim == 2:
+        return value.unsqueeze(0)
+    if value.ndim == 3:
+        return value.transpose(0, 1) if stack.tokens_first else value
+    if value.ndim == 4 and stack.channels_first:
+        return value.flatten(2).mT
+    return value.flatten(1, 2) if value.ndim == 4 and stack.grid else None
+
+
+def from_tokens(value: Tensor, like: Tensor, stack: Stack) -> Tensor:
+    """What `as_tokens` would make `value` of, in the layout of `like`."""
+    if like.ndim == 3 and stack.tokens_first:
+        return value.transpose(0, 1)
+    if like.ndim == 4 and stack.channels_first:
+        return value.mT.reshape(like.shape)
+    return value.reshape(like.shape)
+
+
+def _fold(
+    arrange: Callable[[Tensor], Tensor], template: KernelCall, batch: int, heads: int | None, gradient: Tensor
+) -> Tensor:
+    return folded(arrange(gradient), template, batch, heads)
+
+
+def _shapes_only(call: KernelCall) -> KernelCall:
+    """The call with tensors that hold nothing: a hook must not keep the real ones."""
+    kept: dict[str, Any] = {}
+    for name in ("query", "key", "value", "weights"):
+        tensor = getattr(call, name)
+        kept[name] = None if tensor is None else torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
+    return replace(call, **kept, logits=None, mask=None, sink=None, live=None)
