@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import families_decoders
+import families_encoders
 import families_experts
 import families_other
 import families_text
 import torch
+from family import ENDS, FAMILIES, IMAGE, REFUSED, TEXT, floats, ids
 from seen import Case, Keep, record
 
 from fullrank.capture import Recorder
-from tiny import ENDS, FAMILIES, IMAGE, REFUSED, TEXT, floats, ids
 
 __all__ = ["ENDS", "FAMILIES", "IMAGE", "REFUSED", "TEXT", "Observed", "build", "floats", "ids", "observed"]
-__all__ += ["families_decoders", "families_experts", "families_other", "families_text"]
+__all__ += ["families_decoders", "families_encoders", "families_experts", "families_other", "families_text"]
 
 
 def build(family: str) -> Case:

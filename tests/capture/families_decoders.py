@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import transformers as hf
+from family import ENDS, KV, KVH, PLAIN, TEXT, family, text
 from seen import Case
-
-from tiny import ENDS, KV, KVH, PLAIN, TEXT, family, text
 
 TURNS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 50}

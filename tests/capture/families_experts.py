@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import transformers as hf
 from families_decoders import llama_like
+from family import KV, KVH, PLAIN, family, text
 from seen import Case
-
-from tiny import KV, KVH, PLAIN, family, text
 
 FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "num_key_value_heads": 4}

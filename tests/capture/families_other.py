@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import transformers as hf
+from family import ENDS, IMAGE, PAIR, TEXT, family, floats, ids, pair, text
 from seen import Case
-
-from tiny import ENDS, IMAGE, PAIR, TEXT, family, floats, ids, pair, text
 
 
 @family

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import transformers as hf
+from family import ENDS, TEXT, family, text
 from seen import Case
-
-from tiny import ENDS, TEXT, family, text
 
 
 @family
