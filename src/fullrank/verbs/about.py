@@ -11,10 +11,12 @@ import torch
 
 from fullrank.capture import Anatomy
 from fullrank.capture.events import Observer
+from fullrank.capture.wrappers import class_name
 from fullrank.measure import SpectrumObserver, StreamObserver, gaussian_nulls
 from fullrank.report import HeadSpectrum
 from fullrank.spec import Inputs, Subject
 from fullrank.verbs.batches import Call
+from fullrank.verbs.ranks import Ranks
 
 __all__ = ["about", "kept_spectra", "null_values"]
 
@@ -38,14 +40,22 @@ def _sum(told: int | None, calls: Sequence[Call]) -> int | None:
 
 
 def about(
-    subject: Subject, given: Inputs | None, calls: Sequence[Call], anatomy: Anatomy, notes: list[str]
+    subject: Subject,
+    given: Inputs | None,
+    calls: Sequence[Call],
+    anatomy: Anatomy,
+    notes: list[str],
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """The report's `about`, but for what only the whole run knows (nulls, seed, seconds)."""
     model = subject.model
     first = next(model.parameters(), torch.empty(0))
+    parts = ranks.gathered((sum(call.sequences for call in calls), _sum(given.tokens if given else None, calls), notes))
+    tokens = [count for _, count, _ in parts]
+    description = given.description if given else "the batch that was passed"
     return {
         "model": subject.name,
-        "architecture": type(model).__name__,
+        "architecture": class_name(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "fresh": subject.fresh,
         "stacks": [
@@ -61,9 +71,9 @@ def about(
         ],
         "input": {
             "kind": given.kind if given else "batch",
-            "description": given.description if given else "the batch that was passed",
-            "sequences": sum(call.sequences for call in calls),
-            "tokens": _sum(given.tokens if given else None, calls),
+            "description": f"{description}, in {len(parts)} processes" if ranks.several else description,
+            "sequences": sum(sequences for sequences, _, _ in parts),
+            "tokens": None if None in tokens else sum(count or 0 for count in tokens),
         },
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": str(first.device),
@@ -81,5 +91,12 @@ def _of_the_batch(calls: Sequence[Call]) -> list[str]:
         said.append(
             f"the batch continues a cache: {new}, whose attention is over every key in it; token metrics are of the "
             "new tokens alone, and positions count the keys that the kernel was given."
+        )
+    packed = [(call.sequences, call.documents.count) for call in calls if call.documents is not None]
+    if packed:
+        rows, documents = map(sum, zip(*packed, strict=True))
+        said.append(
+            f"{rows} rows hold {documents} packed documents (positions start anew inside them): token metrics are of "
+            "each document, attention's too where its mask keeps them apart; their n counts documents."
         )
     return said

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fullrank.capture.documents import Documents
 from fullrank.errors import BatchError
 from fullrank.verbs.cached import own_copy, without_past
 
@@ -26,6 +27,7 @@ class Call:
         real: (sequences, tokens) which tokens are real, by stack where the stacks differ; None when all are.
         token_ids: (sequences, tokens) for a model that reads them.
         past: whether earlier tokens come from a cache.
+        documents: how rows come apart that hold several documents; None where they hold one each.
     """
 
     args: tuple[Any, ...]
@@ -33,6 +35,7 @@ class Call:
     real: Tensor | dict[str, Tensor] | None
     token_ids: Tensor | None
     past: bool = False
+    documents: Documents | None = None
 
     def run(self, model: nn.Module) -> Any:
         """Call the model; a cache among the arguments is copied first, so that it stays as long as it was."""
@@ -135,7 +138,10 @@ def _call(model: nn.Module, batch: Any, mask: Tensor | None, known: Tensor | Non
         raise BatchError(f"the mask has the shape {tuple(read.shape)}; the batch's tokens have {tuple(ids.shape)}.")
     if ids is not None and ids.shape[1] == 1 and not cached:
         raise BatchError("every sequence has one token: at least two are needed to compare tokens.")
-    return Call(args, kwargs, real, ids, past=cached)
+    documents = None
+    if ids is not None and not cached:
+        documents = Documents.of(_matrix(named.get("position_ids")), (ids.shape[0], ids.shape[1]), read)
+    return Call(args, kwargs, real, ids, past=cached, documents=documents)
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from fullrank.capture.finite import first_nonfinite_module, first_nonfinite_para
 from fullrank.errors import BatchError, FullrankError, NonFiniteError
 from fullrank.table import Row
 from fullrank.verbs.batches import Call
+from fullrank.verbs.ranks import Attempt, Ranks
 
 __all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights"]
 
@@ -32,15 +34,28 @@ def require_finite_weights(model: nn.Module) -> None:
         raise NonFiniteError(f"the weights are not finite: the first NaN or infinity is in {name!r}.")
 
 
-def anatomy_of(model: nn.Module, call: Call, *, blocks: str | None = None) -> Anatomy:
+def anatomy_of(model: nn.Module, calls: Sequence[Call], ranks: Ranks, *, blocks: str | None = None) -> Anatomy:
     """One forward that finds the blocks; what a batch that does not fit makes the model say becomes one sentence."""
-    first = call.for_survey()
-    with _clear_errors(model, first):
-        return survey(model, lambda: first.run(model), blocks=blocks)
+    first = calls[0].for_survey()
+
+    def look() -> Anatomy:
+        with _clear_errors(model, first, again=not ranks.sharded):
+            return survey(model, lambda: first.run(model), blocks=blocks)
+
+    if ranks.sharded:
+        ranks.same(len(calls), "batch: the parts of a sharded model's batch hold different numbers of batches.")
+    anatomy = ranks.agree(look)
+    ranks.same(anatomy.stacks, "batch: the processes see different blocks; give each a part of the same kind.")
+    return anatomy
 
 
 def record(
-    model: nn.Module, calls: Sequence[Call], anatomy: Anatomy, observers: Sequence[Observer], tell: Progress
+    model: nn.Module,
+    calls: Sequence[Call],
+    anatomy: Anatomy,
+    observers: Sequence[Observer],
+    tell: Progress,
+    ranks: Ranks | None = None,
 ) -> list[str]:
     """Run every call once, feeding the observers.
 
@@ -50,13 +65,19 @@ def record(
         anatomy: what the survey found.
         observers: what takes the events.
         tell: hears of every block.
+        ranks: the processes that do the same on their parts; by default this one alone.
 
     Returns:
         Sentences about what was not seen, or seen on another path.
     """
     layers = sum(len(stack.paths) for stack in anatomy.stacks)
     notes = dict.fromkeys(anatomy.notes)
-    for index, call in enumerate(calls):
+    together = ranks or Ranks()
+    faults: list[Exception] = []
+    if together.sharded:  # a forward that ended early here would keep the other processes waiting
+        observers = [Attempt(observer, faults) for observer in observers]
+
+    def run(index: int, call: Call) -> None:
         before = [0]
 
         def step(stack: str, layer: int, of: int, index: int = index, before: list[int] = before) -> None:
@@ -67,14 +88,30 @@ def record(
 
         with (
             _locate_nonfinite(model, call),
-            Recorder(model, observers, anatomy=anatomy, real=call.real, progress=step) as recorder,
+            Recorder(
+                model, observers, anatomy=anatomy, real=call.real, documents=call.documents, progress=step
+            ) as recorder,
         ):
             call.run(model)
         notes.update(dict.fromkeys(recorder.notes))
+
+    def run_all() -> None:
+        for index, call in enumerate(calls):
+            run(index, call)
+
+    if together.sharded:
+        for index, call in enumerate(calls):
+            together.agree(partial(run, index, call))
+            _settle(faults, model, call, together)
+    else:
+        together.agree(run_all)
     return list(notes)
 
 
 # ---------------------------------------------------------------- faults
+
+
+_NOT_FINITE = "the activations are not finite: the first NaN or infinity comes out of {!r}."
 
 
 class _NotFiniteHere(Exception):  # noqa: N818 — a signal between the observer and the verb, never shown
@@ -103,28 +140,41 @@ class Finite:
         """There is nothing to merge."""
 
 
+def _settle(faults: list[Exception], model: nn.Module, call: Call, ranks: Ranks) -> None:
+    """Raise what failed during a forward that had to go on to its end."""
+    stop = next((fault for fault in faults if isinstance(fault, _NotFiniteHere)), None)
+    lost = any(ranks.gathered(stop is not None))
+    where = first_nonfinite_module(model, lambda: call.run(model)) if lost else None  # a forward of all processes
+
+    def verdict() -> None:
+        if stop is not None:
+            raise NonFiniteError(_NOT_FINITE.format(where or str(stop)))
+        for fault in faults:
+            raise fault
+
+    ranks.agree(verdict)
+
+
 @contextmanager
 def _locate_nonfinite(model: nn.Module, call: Call) -> Iterator[None]:
     try:
         yield
     except _NotFiniteHere as stop:
         where = first_nonfinite_module(model, lambda: call.run(model)) or str(stop)
-        raise NonFiniteError(
-            f"the activations are not finite: the first NaN or infinity comes out of {where!r}."
-        ) from None
+        raise NonFiniteError(_NOT_FINITE.format(where)) from None
 
 
 @contextmanager
-def _clear_errors(model: nn.Module, call: Call) -> Iterator[None]:
+def _clear_errors(model: nn.Module, call: Call, *, again: bool = True) -> Iterator[None]:
     # What a model says to a batch that does not fit becomes one sentence; a fault of ours passes as what it is. Which
     # of the two it is cannot be read off the traceback, since observed functions are called from here: so the model is
-    # called once more, unobserved, and is to blame if that fails too.
+    # called once more, unobserved, and is to blame if that fails too; not where other processes would have to join in.
     try:
         yield
     except (FullrankError, _NotFiniteHere):
         raise
     except Exception as error:
-        fault = _fault_of(model, call)
+        fault = _fault_of(model, call) if again else error
         if fault is None:
             raise
         first = (str(fault).strip() or type(fault).__name__).splitlines()[0]
