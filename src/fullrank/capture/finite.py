@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fullrank.capture.reference import module_names, reference_path
+
 __all__ = ["first_nonfinite_module", "first_nonfinite_parameter"]
 
 
@@ -19,11 +21,15 @@ def first_nonfinite_parameter(model: nn.Module) -> str | None:
         if parameter.dtype == torch.float4_e2m1fn_x2:
             continue  # has neither
         values = parameter.detach()
+        if isinstance(getattr(values, "_local_tensor", None), Tensor):
+            values = values.to_local()  # type: ignore[operator]  # of a sharded one, what this process holds
+            if not values.numel():
+                continue
         if values.dtype.itemsize == 1:
             values = values.bfloat16()  # float8 has no extremes; every one of its values is one of bfloat16
         # the extremes carry NaN and infinity along, and need no copy of a large embedding as `isfinite` does
         if not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
-            return name
+            return name.replace("_orig_mod.", "")
     return None
 
 
@@ -41,7 +47,7 @@ def first_nonfinite_module(model: nn.Module, forward: Callable[[], Any]) -> str 
         The module's name, or None where every output is finite. A module that hands on what it was given is not named.
     """
     found: list[str] = []
-    names = {module: name or type(model).__name__ for name, module in model.named_modules()}
+    names = {module: name or type(model).__name__ for module, name in module_names(model).items()}
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if found:
@@ -55,7 +61,7 @@ def first_nonfinite_module(model: nn.Module, forward: Callable[[], Any]) -> str 
 
     handles = [module.register_forward_hook(look, with_kwargs=True) for module in names]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), reference_path(model, []):  # hooks in compiled graphs would never fire
             forward()
     finally:
         for handle in handles:

@@ -10,6 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fullrank.capture.wrappers import is_sharded
+
 __all__ = ["undisturbed"]
 
 
@@ -19,8 +21,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Put back on leaving, in reverse order, also after an exception or an interrupt: the random state of the CPU and of
     every device the model is on, each module's own training flag, buffers (their objects and their values),
-    `requires_grad` and `.grad` of every parameter, the grad mode and the warning filters. Cost: a copy of the
-    buffers and one comparison.
+    `requires_grad` and `.grad` of every parameter, which weights are gathered from other processes, the grad mode and
+    the warning filters. Cost: a copy of the buffers and one comparison.
 
     Args:
         model: the model that is looked at inside.
@@ -34,6 +36,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         _keep_training_flags(model, put_back.callback)
         _keep_parameters(model, put_back.callback)
         _keep_buffers(model, put_back.callback)
+        _keep_shards(model, put_back.callback)
         model.eval()
         put_back.enter_context(torch.no_grad())
         yield
@@ -75,6 +78,18 @@ def _keep_parameters(model: nn.Module, later: Later) -> None:
                 parameter.grad = grad
 
     later(restore)
+
+
+def _keep_shards(model: nn.Module, later: Later) -> None:
+    # the outermost sharded module keeps its weights gathered after a forward, which would be one more trace
+    whole: set[int] = set()
+    for module in reversed([*model.modules()]) if is_sharded(model) else ():
+        own = [parameter for parameter in module.parameters() if id(parameter) not in whole]
+        if not hasattr(module, "reshard"):
+            continue
+        whole.update(map(id, own))
+        if all(hasattr(parameter, "device_mesh") for parameter in own):
+            later(module.reshard)
 
 
 def _keep_buffers(model: nn.Module, later: Later) -> None:

@@ -46,6 +46,12 @@ class Summaries:
         self._call: Callable[[], AttentionCall | None] = lambda: None
         self._last: tuple[dict[str, Tensor], Summary] | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # what travels to other processes is what was gathered, not the call that was seen last
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__()  # type: ignore[misc]
+
     def of(self, call: AttentionCall) -> tuple[dict[str, Tensor], Summary]:
         """The scopes of a call's rows and the summary with one column mean per scope, in the same order."""
         if self._last is None or self._call() is not call:

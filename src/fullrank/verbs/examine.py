@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fullrank.capture import Anatomy, undisturbed
 from fullrank.capture.events import Observer
+from fullrank.capture.wrappers import bare
 from fullrank.errors import BatchError
 from fullrank.measure import AttentionObserver, FreedMemory, SpectrumObserver, StreamObserver
 from fullrank.measure.summaries import Summaries
@@ -16,8 +18,9 @@ from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
-from fullrank.verbs.batches import as_calls
+from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
+from fullrank.verbs.ranks import Ranks, ranks_of
 
 __all__ = ["Progress", "examine"]
 
@@ -35,7 +38,8 @@ def examine(
     """Measure what becomes of the signal in a model: over depth, over context, over heads.
 
     The model is run in evaluation mode on the batch, on its own kernels, and is left exactly as it was: parameters,
-    buffers, gradients, training flags, random state, hooks and registries.
+    buffers, gradients, training flags, random state, hooks and registries. Of a distributed model every process calls
+    this with its own part of the batch, and every process gets the report on the whole batch.
 
     Args:
         model: a module, a SPEC (hub id, directory, `arch:…`, `config.json`, `python:…`) or what `spec.load` gave.
@@ -57,22 +61,19 @@ def examine(
         FullrankError: for other bad input; see its subclasses.
     """
     started = time.perf_counter()
-    subject = _subject(model, seed)
-    given = _inputs(subject, batch, seed)
+    subject, ranks = _subject(model, seed)
     network = subject.model
-    require_finite_weights(network)
-    if given is None:
-        calls = as_calls(network, batch, mask)
-    else:
-        calls = as_calls(network, list(given.batches), mask, known=given.real)
+    ranks.agree(lambda: require_finite_weights(network))
+    given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks))
     tell = progress or (lambda what, share: None)
     with undisturbed(network):
         tell("finding the blocks", 0.0)
-        anatomy = anatomy_of(network, calls[0], blocks=blocks)
+        anatomy = anatomy_of(network, calls, ranks, blocks=blocks)
         observers = _observers(anatomy, spectrum=spectrum, seed=seed)
-        notes = record(network, calls, anatomy, observers, tell)
+        notes = record(network, calls, anatomy, observers, tell, ranks)
+    observers = ranks.merged(observers)
     rows = [row for observer in observers for row in observer.rows()]
-    told = about(subject, given, calls, anatomy, notes) | {
+    told = about(subject, given, calls, anatomy, notes, ranks) | {
         "nulls": null_values(anatomy, observers, seed),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
@@ -80,22 +81,30 @@ def examine(
     return Report(rows=Table(rows), about=told, spectra=kept_spectra(observers))
 
 
-def _subject(model: nn.Module | str | Subject, seed: int) -> Subject:
-    if isinstance(model, Subject):
-        return model
+def _subject(model: nn.Module | str | Subject, seed: int) -> tuple[Subject, Ranks]:
     if isinstance(model, str):
-        return load(model, seed=seed)
-    if isinstance(model, nn.Module):
-        return subject_of(model)
-    raise BatchError(f"model={type(model).__name__} is neither a module nor a SPEC.")
+        model = load(model, seed=seed)
+    wrapped = model.model if isinstance(model, Subject) else model
+    if not isinstance(wrapped, nn.Module):
+        raise BatchError(f"model={type(model).__name__} is neither a module nor a SPEC.")
+    notes: list[str] = []
+    network = bare(wrapped, notes)
+    subject = replace(model, model=network) if isinstance(model, Subject) else subject_of(network)
+    return replace(subject, notes=(*subject.notes, *notes)), ranks_of(wrapped)
 
 
-def _inputs(subject: Subject, batch: Any, seed: int) -> Inputs | None:
-    if isinstance(batch, Inputs):
-        return batch
-    if batch is None:
-        return inputs(subject, seed=seed)
-    return None
+def _calls(
+    subject: Subject, batch: Any, mask: Tensor | None, seed: int, ranks: Ranks
+) -> tuple[Inputs | None, list[Call]]:
+    if batch is None and ranks.several:
+        raise BatchError(
+            f"batch=None: {type(subject.model).__name__} is distributed, and every process passes its own part of the "
+            "batch; by default all would read the same texts."
+        )
+    given = batch if isinstance(batch, Inputs) else inputs(subject, seed=seed) if batch is None else None
+    if given is None:
+        return None, as_calls(subject.model, batch, mask)
+    return given, as_calls(subject.model, list(given.batches), mask, known=given.real)
 
 
 def _observers(anatomy: Anatomy, *, spectrum: bool, seed: int) -> list[Observer]:
