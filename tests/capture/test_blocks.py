@@ -288,11 +288,26 @@ def test_a_grid_of_tokens_is_a_sequence_of_tokens():
     assert [call.attention.shape for call in keep.calls] == [(12, 4, 4, 4)] * 2
 
 
-def test_channels_first_is_not_taken_for_tokens():
+def test_channels_first_without_attention_is_not_taken_for_tokens():
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))).eval()
     x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     keep, recorder, _ = record(model, lambda: model(x))
-    assert not keep.events
+    assert recorder.anatomy.stacks[0].over == "samples"
+    assert torch.equal(keep.states()[0], x.flatten(1).unsqueeze(0))
+
+
+class AmbiguousBlock(GridBlock):
+    """As many channels as columns: nothing tells (sequences, rows, columns, width) from (sequences, width, …)."""
+
+    def forward(self, x):
+        return x + self.attention(x.flatten(1, 2)).view(x.shape)
+
+
+def test_a_grid_that_fits_both_ways_is_said_and_not_guessed():
+    model = sharp(nn.Sequential(AmbiguousBlock(), AmbiguousBlock()))
+    x = torch.randn(2, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    keep, recorder, _ = record(model, lambda: model(x))
+    assert not keep.states()
     assert any("which axis holds tokens is not known" in note for note in recorder.notes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Literal
 
 from fullrank.capture.visits import Visit
 
@@ -24,6 +25,13 @@ class Stack:
         causal: whether its self-attention never looks ahead.
         tokens_first: whether the stream is (tokens, sequences, width).
         grid: whether it is (sequences, rows, columns, width).
+        channels_first: whether it is (sequences, width, rows, columns) and its places are tokens.
+        over: what the stream holds for each item of the batch: `tokens`, or nothing but one vector or image, so that
+            only the `samples` of the batch can be compared with each other.
+        end: where each block is a layer of weights with what follows it, and ends where the next begins: the module
+            whose call ends the last block, or whose return does, where the blocks are inside it; None where each
+            block is one module call.
+        callers: for each block call and each of its attention calls, the name of the module that called.
     """
 
     name: str
@@ -34,6 +42,15 @@ class Stack:
     causal: bool
     tokens_first: bool = False
     grid: bool = False
+    callers: tuple[tuple[str, ...], ...] = ()
+    channels_first: bool = False
+    over: Literal["tokens", "samples"] = "tokens"
+    end: str | None = None
+
+    @property
+    def ends_inside(self) -> bool:
+        """Whether the last block ends with the return of a module around it, and not with the call of the next."""
+        return self.end is not None and (self.end == "" or self.paths[-1].startswith(f"{self.end}."))
 
 
 @dataclass(frozen=True)

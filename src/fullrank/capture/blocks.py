@@ -180,14 +180,30 @@ def _hands_on(group: Group) -> bool:
 
 
 def _without_attention(groups: list[Group]) -> list[list[Visit]]:
-    """A state-space or convolutional model: the outermost list that keeps the stream's shape and holds most weights."""
-    kept = [
-        group
-        for group in groups
-        if len(group.visits) > 1
-        and group.of_one_class()
-        and group.in_sequence()
-        and all(visit.shape is not None and visit.shape == visit.returned for visit in group.visits)
-    ]
-    kept = _outermost(kept)
-    return [max(kept, key=lambda group: group.parameters).visits] if kept else []
+    """A state-space or convolutional model: of the outermost lists, stages put together, the one of most weights."""
+    kept = [group for group in groups if group.of_one_class() and group.in_sequence() and _keeps_shape(group.visits)]
+    kept = [group for group in kept if not _of_stages(group, kept)]
+    stacks = _in_turns(_stages([group.visits for group in _outermost(kept)], groups))
+    stacks = [visits for visits in stacks if len(visits) > 1]
+    return [max(stacks, key=_weights)] if stacks else []
+
+
+def _keeps_shape(visits: list[Visit]) -> bool:
+    # the first block of a list may change it
+    known = all(visit.shape is not None and visit.returned is not None for visit in visits)
+    first = visits[0].shape == visits[0].returned or visits[0].returned == visits[min(1, len(visits) - 1)].shape
+    return known and first and all(visit.shape == visit.returned for visit in visits[1:])
+
+
+def _of_stages(outer: Group, groups: list[Group]) -> bool:
+    # one of them changes the shape, and they hold lists of blocks that add to their input
+    if all(visit.shape == visit.returned for visit in outer.visits):
+        return False
+    return any(
+        _inside(group, outer) and 2 * sum(v.residual for v in group.visits) >= len(group.visits) for group in groups
+    )
+
+
+def _weights(visits: list[Visit]) -> int:
+    members = {id(visit.module): visit.module for visit in visits}
+    return sum(parameter.numel() for module in members.values() for parameter in module.parameters())

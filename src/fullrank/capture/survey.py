@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from fullrank.capture.anatomy import Anatomy, Stack, stack_names
+from fullrank.capture.axes import Axes, axes_of
 from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
+from fullrank.capture.chain import chain_of
 from fullrank.capture.dispatch import overriding
 from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.reading import MaskReader, Unreadable, looks_back, shape_of
@@ -23,6 +25,11 @@ from fullrank.capture.visits import Attended, CallTree, Group, Visit, groups_of
 from fullrank.errors import ModelError
 
 __all__ = ["survey"]
+
+CHAIN = (
+    "there are no repeated blocks: the layers of the network are its {layers} layers of weights, each with what "
+    "follows it."
+)
 
 
 def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = None) -> Anatomy:
@@ -58,12 +65,20 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
             raise ModelError(f"blocks={blocks!r} names modules of this {type(model).__name__} that no forward calls.")
     else:
         stacks = find_stacks(unique)
+    attends = any(visit.attended or visit.unread for visit in tree.visits)
+    chain = chain_of(tree.weights) if not stacks and not attends else None
+    if chain is not None:
+        stacks = [chain[0]]
+        notes.append(CHAIN.format(layers=len(chain[0])))
     if not stacks:
         raise ModelError(NOT_FOUND.format(model=type(model).__name__))
     called = {id(visit): index for index, visit in enumerate(tree.visits)}
     stacks = [sorted(visits, key=lambda visit: called[id(visit)]) for visits in stacks]
     stacks.sort(key=lambda visits: called[id(visits[0])])
-    return _describe(stacks, notes, {id(v): group.bit for group in unique for v in group.visits})
+    anatomy = _describe(stacks, notes, {id(v): group.bit for group in unique for v in group.visits})
+    if chain is None:
+        return anatomy
+    return replace(anatomy, stacks=(replace(anatomy.stacks[0], end=chain[1]),))
 
 
 def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]) -> CallTree:
@@ -117,21 +132,23 @@ def _shapes(call: KernelCall) -> dict[str, Any]:
 
 
 def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int]) -> Anatomy:
-    found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], bool]] = []
+    found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], bool, Axes]] = []
     for visits in stacks:
         tokens_first = _tokens_first(visits, notes)
         own = 0
         for visit in visits:
             own |= bits.get(id(visit), 0)
-        found.append((visits, [_parts(visit, own, tokens_first) for visit in visits], tokens_first))
-    causal = [_is_causal(parts) for _, parts, _ in found]
+        axes = axes_of(visits)
+        parts = [_parts(visit, own, tokens_first, axes == "channels first") for visit in visits]
+        found.append((visits, parts, tokens_first, axes))
+    causal = [_is_causal(parts) for _, parts, _, _ in found]
     roles = [
         {part.split(".")[0] for block in parts for part, _ in block} | ({"causal"} if back else set())
-        for (_, parts, _), back in zip(found, causal, strict=True)
+        for (_, parts, _, _), back in zip(found, causal, strict=True)
     ]
-    names = stack_names([visits[0] for visits, _, _ in found], roles)
+    names = stack_names([visits[0] for visits, _, _, _ in found], roles)
     described = []
-    for (visits, parts, tokens_first), name, back in zip(found, names, causal, strict=True):
+    for (visits, parts, tokens_first, axes), name, back in zip(found, names, causal, strict=True):
         if not any(parts):
             notes.append(f"stack {name}: no token attention was seen in its {len(visits)} blocks.")
         described.append(
@@ -140,20 +157,33 @@ def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int])
                 paths=tuple(visit.path for visit in visits),
                 calls=tuple(tuple(part for part, _ in block) for block in parts),
                 heads=_heads(visits, parts, tokens_first),
-                width=next((v.shape[-1] for v in visits if v.shape is not None), 0),
+                width=_width(visits, axes),
                 causal=back,
                 tokens_first=tokens_first,
-                grid=_is_grid(visits),
+                grid=axes == "channels last",
+                channels_first=axes == "channels first",
+                over="samples" if axes == "samples" else "tokens",
+                callers=tuple(tuple(attended.path for _, attended in block) for block in parts),
             )
         )
     return Anatomy(tuple(described), tuple(dict.fromkeys(notes)))
 
 
-def _parts(visit: Visit, own: int, tokens_first: bool) -> list[tuple[str, Attended]]:
+def _width(visits: list[Visit], axes: Axes) -> int:
+    """Features of a token; of a sample, after the first block: the first one may take in images."""
+    shape = next((visit.shape for visit in visits if visit.shape is not None), None)
+    if axes == "samples":
+        shape = next((visit.shape for visit in visits[1:] if visit.shape is not None), shape)
+        return 0 if shape is None else shape[1:].numel()
+    return 0 if shape is None else shape[1 if axes == "channels first" else -1]
+
+
+def _parts(visit: Visit, own: int, tokens_first: bool, channels_first: bool) -> list[tuple[str, Attended]]:
     counts = {"self": 0, "cross": 0}
     parts = []
     for attended in visit.attended:
-        if not over_tokens(attended.call, visit.shape, attended.heads, tokens_first=tokens_first):
+        axes = {"tokens_first": tokens_first, "channels_first": channels_first}
+        if not over_tokens(attended.call, visit.shape, attended.heads, **axes):
             continue
         kind = "self" if attended.call.sources & own or not attended.call.sources else "cross"
         parts.append((f"{kind}.{counts[kind]}" if counts[kind] else kind, attended))
@@ -205,19 +235,4 @@ def _tokens_first(visits: list[Visit], notes: list[str]) -> bool:
                 return True
             if (rows.shape[0], rows.shape[-2]) == (first, second):
                 return False
-    return False
-
-
-def _is_grid(visits: list[Visit]) -> bool:
-    """Whether a stream of four dimensions has its width last: then rows and heads of its calls fill it exactly."""
-    for visit in visits:
-        if visit.shape is None or len(visit.shape) != 4:
-            return False
-        for attended in visit.attended:
-            rows = attended.call.weights if attended.call.weights is not None else attended.call.query
-            value = attended.call.value
-            if rows is None or value is None or rows.ndim < 4:
-                continue
-            places = rows.shape[:-3].numel() * rows.shape[-2]
-            return places == math.prod(visit.shape[:3]) and rows.shape[-3] * value.shape[-1] == visit.shape[-1]
     return False

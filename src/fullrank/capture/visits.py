@@ -19,6 +19,15 @@ from fullrank.capture.tensors import first_state, stream_input, tensors_in
 __all__ = ["Attended", "CallTree", "Group", "Visit", "groups_of"]
 
 
+_MOST_WEIGHTS = 512
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """A matrix or a kernel of a convolution, and no module inside."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim > 1 and next(module.children(), None) is None
+
+
 @dataclass(frozen=True)
 class Attended:
     """One attention call of the survey, as far as discovery needs it."""
@@ -45,6 +54,9 @@ class Visit:
         attended: attention calls made inside it, in order, those of inner modules included.
         input_kind: `vision` where it was called with images, `text` where with token ids.
         given: the stream itself, while the module runs.
+        weight: its own source, as a bit, where it is a layer of weights; 0 elsewhere.
+        reads: the sources of the stream it was called with.
+        hands: the visits inside it that returned the very tensor that it returned.
         unread: whether a softmax over more than one row was seen in it that is no attention we can read.
         batch_first: what an `nn.MultiheadAttention` inside says about its axes.
     """
@@ -59,6 +71,9 @@ class Visit:
     follows: tuple[Visit, ...] = ()
     residual: bool = False
     unread: bool = False
+    weight: int = 0
+    reads: int = 0
+    hands: tuple[Visit, ...] = ()
     attended: list[Attended] = field(default_factory=list)
     input_kind: str | None = None
     batch_first: bool | None = None
@@ -84,12 +99,6 @@ class Group:
     def attending(self) -> list[Visit]:
         """The visits with attention in them."""
         return [visit for visit in self.visits if visit.attended]
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are learned in the members."""
-        members = {id(visit.module): visit.module for visit in self.visits}
-        return sum(p.numel() for module in members.values() for p in module.parameters())
 
     def of_one_class(self) -> bool:
         """Whether all members are of one class."""
@@ -117,6 +126,8 @@ class CallTree:
         self._tap = tap
         self._traces: dict[Visit, ResidualTrace] = {}
         self._handed_on: dict[Group, Tensor] = {}
+        self._weights: list[Visit] = []
+        self._next_bit = max((group.bit for group in groups.values()), default=OUTSIDE) << 1
         self._returned: dict[int, tuple[weakref.ref[Tensor], tuple[Visit, ...]]] = {}
 
     @property
@@ -134,6 +145,9 @@ class CallTree:
                 outer.batch_first = module.batch_first
         self._open.append(visit)
         self.visits.append(visit)
+        if stream is not None and len(self._weights) < _MOST_WEIGHTS and _is_layer(module):
+            visit.weight, visit.reads = self._next_bit << len(self._weights), self._tap.marks.of(stream)
+            self._weights.append(visit)
         group = self._groups.get(module)
         if group is not None and stream is not None:
             visit.chained = self._handed_on.get(group) is stream
@@ -162,7 +176,12 @@ class CallTree:
         group = self._groups.get(module)
         if group is not None and state is not None:
             self._handed_on[group] = state
-            self._returned[id(state)] = (weakref.ref(state), (*self._who_returned(state), visit))
+        if state is not None:
+            visit.hands = self._who_returned(state)
+            if visit.weight:
+                self._tap.marks.add(state, visit.weight)
+            if visit.weight or group is not None:
+                self._returned[id(state)] = (weakref.ref(state), (*visit.hands, visit))
 
     def attend(self, attended: Attended) -> None:
         """An attention call happens in the current visit."""
@@ -173,6 +192,11 @@ class CallTree:
     def _who_returned(self, tensor: Tensor) -> tuple[Visit, ...]:
         found = self._returned.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else ()
+
+    @property
+    def weights(self) -> list[Visit]:
+        """The calls of layers of weights in order; none where there are so many that they are no plain chain."""
+        return self._weights if len(self._weights) < _MOST_WEIGHTS else []
 
 
 def groups_of(model: nn.Module) -> dict[nn.Module, Group]:
