@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["eligible_rows", "late_tokens", "real_or_all"]
+__all__ = ["eligible_rows", "late_tokens", "real_or_all", "without_first"]
 
 _FEWEST_KEYS = 32
 
@@ -32,6 +32,11 @@ def late_tokens(real: Tensor) -> Tensor:
     """
     position = real.cumsum(-1)  # 1 for the first real token
     return real & (2 * position > real.sum(-1, keepdim=True))
+
+
+def without_first(real: Tensor) -> Tensor:
+    """Real tokens but for the first of each sequence, (sequences, tokens), however the batch is padded."""
+    return real & (real.cumsum(-1) > 1)
 
 
 def eligible_rows(visible: Tensor, real_queries: Tensor, real_keys: Tensor) -> Tensor:

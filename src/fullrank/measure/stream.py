@@ -12,7 +12,7 @@ from torch import Tensor
 from fullrank import metrics
 from fullrank.capture.events import Event, Signal, StreamState
 from fullrank.measure.energy import Energy
-from fullrank.measure.positions import late_tokens, real_or_all
+from fullrank.measure.positions import late_tokens, real_or_all, without_first
 from fullrank.measure.samples import Place, Samples
 from fullrank.measure.standardized import Standardized
 from fullrank.table import Row
@@ -45,7 +45,8 @@ class StreamObserver:
     """Token metrics of every state of the residual stream and of what the blocks' norms hand on.
 
     Every number is taken per sequence over its real tokens; stacks named in `causal` are also read over their late
-    tokens. Metrics of neighbours draw at most 512 query tokens (`exact=False` then).
+    tokens, the outputs of other stacks' blocks without the first token, since one large first token (a CLS or a
+    register) sets every uncentred rank. Metrics of neighbours draw at most 512 query tokens (`exact=False` then).
 
     Args:
         causal: names of stacks whose self-attention is causal.
@@ -75,6 +76,8 @@ class StreamObserver:
         self._see_tokens(place, X, real, "all")
         if event.stack in self._causal:
             self._see_tokens(place, X, late_tokens(real), "late")
+        elif (event.site, event.part) == ("stream", "out"):
+            self._see_tokens(place, X, without_first(real), "no-first")
         if (event.site, event.part) == ("stream", "out"):
             if event.layer == 0:
                 self._counts.setdefault(event.stack, []).append(real.sum(-1))

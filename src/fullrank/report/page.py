@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fullrank.report.embedded import embedded, script_safe
 from fullrank.report.glossary import term
 from fullrank.report.headlines import headlines
+from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.wording import examined, model_title, row_notes, scope_words
 
@@ -61,7 +62,7 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
                 "label": label,
                 "model": model_title(report.about),
                 "facts": examined(report.about),
-                "notes": [str(note) for note in report.about.get("notes") or []],
+                "notes": [*map(str, report.about.get("notes") or []), *remarks(report.rows)],
                 "row_notes": row_notes(report.rows),
                 "tables": tables,
                 "verdicts": report.verdicts,

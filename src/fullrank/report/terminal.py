@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fullrank.report.headlines import Cell, Column, Headlines, headlines
+from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.wording import examined, row_notes, scope_words
 
@@ -157,7 +158,7 @@ def _notes(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    said = [str(note) for note in report.about.get("notes") or []]
+    said = [*map(str, report.about.get("notes") or []), *remarks(report.rows)]
     said += [f"{metrics}: {note}" for note, metrics in row_notes(report.rows)]
     if not said:
         return

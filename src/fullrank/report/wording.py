@@ -49,6 +49,7 @@ def scope_words(scope: str) -> str:
         "all": "all real tokens; of attention, the rows that see at least min(32, T/4) keys",
         "late": "the later half of the context",
         "no-sink": "without the keys that hold most of a head's attention, rows renormalised",
+        "no-first": "all real tokens but the first of each sequence, which may be a CLS token or a register",
         "samples": "over samples instead of tokens",
     }
     return "; ".join(words.get(part, part) for part in scope.split("+"))

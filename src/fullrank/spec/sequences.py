@@ -84,6 +84,7 @@ def cut(documents: Documents, subject: Subject, *, context: int, count: int) -> 
             f"use context>={frame.width + 1}."
         )
     pieces, told = _pieces(documents, tokens, room=room, count=count)
+    told += _first(subject.tokenizer, frame)
     sequences = [[*frame.before, *piece, *frame.after] for piece in pieces]
     names = documents.names if documents.cut != "stretches" else documents.names * len(sequences)
     for name, sequence in zip(names, sequences, strict=False):
@@ -97,6 +98,12 @@ def cut(documents: Documents, subject: Subject, *, context: int, count: int) -> 
             "the two do not belong together."
         )
     return sequences, told
+
+
+def _first(tokenizer: Any, frame: Frame) -> str:
+    """`; [CLS] first`, where the tokenizer puts something before a text: such a token often becomes a sink."""
+    names = tokenizer.convert_ids_to_tokens(list(frame.before)) if frame.before else []
+    return f"; {' '.join(map(str, names))} first" if names else ""
 
 
 def _pieces(
