@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fullrank.capture.visits import Visit
+from fullrank.capture.weights import Weight
 
 __all__ = ["Anatomy", "Stack", "stack_names"]
 
@@ -32,6 +33,9 @@ class Stack:
             whose call ends the last block, or whose return does, where the blocks are inside it; None where each
             block is one module call.
         callers: for each block call and each of its attention calls, the name of the module that called.
+        weights: for each block call its weights with their roles.
+        embed: the embedding that leads to the first block.
+        unembed: the product after the last block with one output for each entry of the embedding.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Stack:
     channels_first: bool = False
     over: Literal["tokens", "samples"] = "tokens"
     end: str | None = None
+    weights: tuple[tuple[Weight, ...], ...] = ()
+    embed: Weight | None = None
+    unembed: Weight | None = None
 
     @property
     def ends_inside(self) -> bool:

@@ -87,6 +87,9 @@ def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> 
         if reader is not None:
             call = tap.ask(reader, args, kwargs, output)
             if call is not None:
+                if tap.lineage is not None:
+                    tap.lineage.see(function, key, (given["query"], given["key"], given["value"]), {}, output)
+                    tap.lineage.see_attention()
                 tap.hand_on(call)
         elif len(inner) == 1:
             tap.hand_on(_whole(inner[0], given["query"], given["key"], given["value"]))

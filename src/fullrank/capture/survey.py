@@ -12,10 +12,12 @@ from torch import nn
 
 from fullrank.capture.anatomy import Anatomy, Stack, stack_names
 from fullrank.capture.axes import Axes, axes_of
+from fullrank.capture.assign import Call, Spans, block_roles, model_roles
 from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.chain import chain_of
 from fullrank.capture.dispatch import overriding
+from fullrank.capture.lineage import Lineage
 from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.reading import MaskReader, Unreadable, looks_back, shape_of
 from fullrank.capture.reference import module_names, reference_path
@@ -26,6 +28,10 @@ from fullrank.errors import ModelError
 
 __all__ = ["survey"]
 
+PIECES = (
+    "attention in {first}{others} is not reported: it is made of several softmaxes that are multiplied with each other "
+    "or with gathered pieces (landmarks, sparse blocks), and no one map is its own."
+)
 CHAIN = (
     "there are no repeated blocks: the layers of the network are its {layers} layers of weights, each with what "
     "follows it."
@@ -57,7 +63,7 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     else:
         groups = groups_of(model)
     notes: list[str] = []
-    tree = _watch(model, forward, groups, notes)
+    tree, spans = _watch(model, forward, groups, notes)
     unique = list({id(group): group for group in groups.values()}.values())
     if blocks is not None:
         stacks = [group.visits for group in unique if group.visits]
@@ -75,41 +81,50 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     called = {id(visit): index for index, visit in enumerate(tree.visits)}
     stacks = [sorted(visits, key=lambda visit: called[id(visit)]) for visits in stacks]
     stacks.sort(key=lambda visits: called[id(visits[0])])
-    anatomy = _describe(stacks, notes, {id(v): group.bit for group in unique for v in group.visits})
+    bits = {id(v): group.bit for group in unique for v in group.visits}
+    apart = tree.set_pieces_apart()
+    if apart:
+        notes.append(PIECES.format(first=apart[0], others=f" and {len(apart) - 1} more" if len(apart) > 1 else ""))
+    anatomy = replace(_describe(stacks, notes, bits, model, spans), apart=apart)
     if chain is None:
         return anatomy
     return replace(anatomy, stacks=(replace(anatomy.stacks[0], end=chain[1]),))
 
 
-def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]) -> CallTree:
+def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]) -> tuple[CallTree, Spans]:
     masks = MaskReader()
 
     def on_call(call: KernelCall) -> None:
         visit = tree.current
         heads = next((h for v in _around(visit) if (h := heads_of(v.module))), None)
         light = KernelCall(**{**call.__dict__, "mask": None, "logits": None, **_shapes(call)})
-        tree.attend(Attended(light, heads, looks_back(call, masks), visit.path if visit else ""))
+        node = spans.lineage.last_attention
+        tree.attend(Attended(light, heads, looks_back(call, masks), visit.path if visit else "", node))
 
     tap = Tap(on_call, lambda sentence: None)
     tree = CallTree(groups, tap)
+    tap.lineage = Lineage(model, lambda: None if tree.current is None else (tree.current.module, tree.current.path))
+    spans = Spans(tap.lineage)
     names = module_names(model)
     with ExitStack() as put_back, torch.no_grad():
         tap.stance = put_back.enter_context(reference_path(model, notes))
         for module, name in names.items():
-            hooks = _hooks(tree, name)
+            hooks = _hooks(tree, spans, name)
             put_back.callback(module.register_forward_pre_hook(hooks[0], with_kwargs=True).remove)
             put_back.callback(module.register_forward_hook(hooks[1], always_call=True).remove)
         put_back.enter_context(overriding(model, tap))
         put_back.enter_context(tap)
         forward()
-    return tree
+    return tree, spans
 
 
-def _hooks(tree: CallTree, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def _hooks(tree: CallTree, spans: Spans, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tree.enter(module, name, args, kwargs)
+        spans.enter(tree.current, args, kwargs)
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        spans.leave(tree.current, output)
         tree.leave(module, output)
 
     return enter, leave
@@ -131,7 +146,9 @@ def _shapes(call: KernelCall) -> dict[str, Any]:
 # ---------------------------------------------------------------- describing
 
 
-def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int]) -> Anatomy:
+def _describe(
+    stacks: list[list[Visit]], notes: list[str], bits: dict[int, int], model: nn.Module, spans: Spans
+) -> Anatomy:
     found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], bool, Axes]] = []
     for visits in stacks:
         tokens_first = _tokens_first(visits, notes)
@@ -143,13 +160,15 @@ def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int])
         found.append((visits, parts, tokens_first, axes))
     causal = [_is_causal(parts) for _, parts, _, _ in found]
     roles = [
-        {part.split(".")[0] for block in parts for part, _ in block} | ({"causal"} if back else set())
-        for (_, parts, _, _), back in zip(found, causal, strict=True)
+        {part.split(".")[0] for block in parts for part, _ in block}
+        | ({"causal"} if back else set())
+        | ({"unread"} if any(visit.unread for visit in visits) else set())
+        for (visits, parts, _, _), back in zip(found, causal, strict=True)
     ]
     names = stack_names([visits[0] for visits, _, _, _ in found], roles)
     described = []
     for (visits, parts, tokens_first, axes), name, back in zip(found, names, causal, strict=True):
-        if not any(parts):
+        if not any(parts) and not any(visit.unread for visit in visits):
             notes.append(f"stack {name}: no token attention was seen in its {len(visits)} blocks.")
         described.append(
             Stack(
@@ -164,9 +183,37 @@ def _describe(stacks: list[list[Visit]], notes: list[str], bits: dict[int, int])
                 channels_first=axes == "channels first",
                 over="samples" if axes == "samples" else "tokens",
                 callers=tuple(tuple(attended.path for _, attended in block) for block in parts),
+                **_weights(visits, parts, tokens_first, model, spans),
             )
         )
     return Anatomy(tuple(described), tuple(dict.fromkeys(notes)))
+
+
+def _weights(
+    visits: list[Visit], parts: list[list[tuple[str, Attended]]], tokens_first: bool, model: nn.Module, spans: Spans
+) -> dict[str, Any]:
+    nodes = spans.lineage.nodes
+    weights = tuple(
+        tuple(
+            block_roles(
+                model,
+                visit.path,
+                spans.of(visit),
+                [Call(part, attended.node, _query_heads(visit, attended, tokens_first)) for part, attended in block],
+                nodes,
+            )
+        )
+        for visit, block in zip(visits, parts, strict=True)
+    )
+    ends = model_roles(spans.of(visits[0]), spans.of(visits[-1]), nodes)
+    return {"weights": weights} | {weight.role: weight for weight in ends}
+
+
+def _query_heads(visit: Visit, attended: Attended, tokens_first: bool) -> int:
+    try:
+        return shape_of(attended.call, _batch(visit, tokens_first), attended.heads)[1]
+    except Unreadable:
+        return 0
 
 
 def _width(visits: list[Visit], axes: Axes) -> int:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from fullrank.capture.calls import KernelCall, from_sdpa
 from fullrank.capture.factors import Factors
+from fullrank.capture.lineage import Lineage
 from fullrank.capture.live import live_of_sdpa, wires_of_reader
 from fullrank.capture.marks import Marks
 from fullrank.capture.register import Reader, reader_of
@@ -44,6 +45,7 @@ class Tap(TorchFunctionMode):
         self.marks = Marks()
         self.softmaxes = SoftmaxTrace()
         self.factors: Factors | None = None  # where gradients are wanted
+        self.lineage: Lineage | None = None  # where the roles of weights are wanted
         self.traces: list[ResidualTrace] = []  # of the blocks that are running, outermost first
         self.busy = False
         self.stance: AbstractContextManager[None] | None = None
@@ -121,6 +123,8 @@ class Tap(TorchFunctionMode):
     def _see(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         reader = reader_of(func)
         call = None
+        if self.lineage is not None:
+            self.lineage.see(func, name, args, kwargs, output)
         if func is functional.scaled_dot_product_attention:
             value = args[2] if len(args) > 2 else kwargs["value"]
             call = from_sdpa(output, self.marks.of(value), self._heads, args, kwargs)
@@ -138,6 +142,8 @@ class Tap(TorchFunctionMode):
                 else:
                     self.factors.see(name, args, kwargs, output, self.marks)
         if call is not None:
+            if self.lineage is not None:
+                self.lineage.see_attention()
             self.hand_on(call)
         self.marks.follow(args, kwargs, output)
         for trace in self.traces:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.calls import KernelCall
+from fullrank.capture.lineage import Node
 from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.residual import ResidualTrace, is_norm
 from fullrank.capture.tap import Tap
@@ -36,6 +37,7 @@ class Attended:
     heads: int | None
     causal: bool
     path: str
+    node: Node | None = None
 
 
 @dataclass(eq=False)
@@ -145,6 +147,7 @@ class CallTree:
                 outer.batch_first = module.batch_first
         self._open.append(visit)
         self.visits.append(visit)
+        self._tap.softmaxes.where = path
         if stream is not None and len(self._weights) < _MOST_WEIGHTS and _is_layer(module):
             visit.weight, visit.reads = self._next_bit << len(self._weights), self._tap.marks.of(stream)
             self._weights.append(visit)
@@ -161,6 +164,7 @@ class CallTree:
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module returns, or is left by an exception."""
         visit = self._open.pop()
+        self._tap.softmaxes.where = self._open[-1].path if self._open else ""
         state = first_state(output)
         visit.returned = None if state is None else state.shape
         if not self._traces or list(self._traces) == [visit]:
@@ -182,6 +186,21 @@ class CallTree:
                 self._tap.marks.add(state, visit.weight)
             if visit.weight or group is not None:
                 self._returned[id(state)] = (weakref.ref(state), (*visit.hands, visit))
+
+    def set_pieces_apart(self) -> tuple[str, ...]:
+        """Take back the maps of modules whose attention is made of several maps, of which not all could be read.
+
+        Returns:
+            Names of these modules.
+        """
+        pieces = self._tap.softmaxes.pieces
+        apart: dict[str, None] = {}
+        for visit in self.visits:
+            whole = [a for a in visit.attended if a.call.weights is None or a.path not in pieces]
+            apart |= dict.fromkeys(a.path for a in visit.attended if a not in whole)
+            visit.unread |= len(whole) < len(visit.attended)
+            visit.attended = whole
+        return tuple(apart)
 
     def attend(self, attended: Attended) -> None:
         """An attention call happens in the current visit."""

@@ -1,0 +1,176 @@
+"""Roles of all weights of a model, from the lineage of one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fullrank.capture.lineage import Lineage, Node, Ref
+from fullrank.capture.mlp import mlp_roles
+from fullrank.capture.places import place_of
+from fullrank.capture.products import Product, product_of
+from fullrank.capture.roles import attention_roles, inputs_of, weight_of
+from fullrank.capture.tensors import first_state, stream_input, tensors_in
+from fullrank.capture.upstream import Region
+from fullrank.capture.weights import Weight
+
+__all__ = ["Call", "Spans", "block_roles", "model_roles"]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """An attention call of a block: its part, its node in the lineage, its query heads."""
+
+    part: str
+    node: Node | None
+    heads: int
+
+
+@dataclass(eq=False)
+class Span:
+    """Where in the lineage one module call lies."""
+
+    first: int
+    last: int = 0
+    stream: Ref | None = None
+    given: list[Ref] = field(default_factory=list)
+    output: Ref | None = None
+
+
+class Spans:
+    """Where in the lineage the module calls of a forward lie.
+
+    Args:
+        lineage: is written at the same time.
+    """
+
+    def __init__(self, lineage: Lineage) -> None:
+        self.lineage = lineage
+        self._of: dict[int, tuple[object, Span]] = {}
+
+    def enter(self, visit: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+        stream = stream_input(args, kwargs)
+        given = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
+        refs = [self.lineage.ref(tensor) for tensor in given]
+        span = Span(len(self.lineage.nodes), given=refs)
+        if isinstance(stream, Tensor):
+            span.stream = self.lineage.ref(stream)
+        self._of[id(visit)] = (visit, span)
+
+    def leave(self, visit: object, output: Any) -> None:
+        """It returns."""
+        span = self._of[id(visit)][1]
+        span.last = len(self.lineage.nodes)
+        state = first_state(output)
+        if state is not None:
+            span.output = self.lineage.ref(state)
+            span.last = max(span.last, span.output.node.order + 1)
+
+    def of(self, visit: object) -> Span | None:
+        """Where a module call lies."""
+        found = self._of.get(id(visit))
+        return found[1] if found is not None else None
+
+
+def block_roles(
+    model: nn.Module, path: str, span: Span | None, calls: Sequence[Call], nodes: list[Node]
+) -> list[Weight]:
+    """The weights of one block call.
+
+    Args:
+        model: the model.
+        path: name of the block.
+        span: where its call lies.
+        calls: its attention calls.
+        nodes: the lineage.
+
+    Returns:
+        Four weights of every attention call, then those of its MLPs.
+    """
+    if span is None or span.stream is None or span.output is None:
+        return []
+    region = Region(nodes, span.first, span.last, [span.stream, *span.given])
+    states = region.states(span.stream)
+    found: list[Weight] = []
+    attended: set[int] = set()
+    for call in calls:
+        if call.node is None:
+            continue
+        found.extend(attention_roles(call.node, call.part, call.heads, region, states))
+        attended |= {product.node.order for product in region.down(call.node, states)}
+        inputs = inputs_of(call.node, region, states)
+        for ref in inputs.refs.values():
+            if ref is not None:
+                attended |= {hit.node.order for hit in region.up(ref)[0]}
+    found.extend(mlp_roles(model, path, region, span.output, attended))
+    return found
+
+
+def model_roles(first: Span | None, last: Span | None, nodes: list[Node]) -> list[Weight]:
+    """The embedding before the first block and the unembedding after the last.
+
+    Args:
+        first: where the first block's call lies.
+        last: where the last one's lies.
+        nodes: the lineage.
+
+    Returns:
+        `embed`, the largest table that is looked up (for images, the largest product) on the way to the first block;
+        `unembed`, the first product after the last block with one output for each entry of that table. Each is left
+        out where there is none.
+    """
+    found: list[Weight] = []
+    if first is None or first.stream is None:
+        return found
+    table = _table(first.stream)
+    if table is not None:
+        found.append(Weight("embed", parameter=table.node.tensor))
+    else:
+        hits, _ = Region(nodes, 0, first.first, []).up(first.stream)
+        if hits:
+            largest = max((hit.product for hit in hits), key=_size)
+            found.append(weight_of("embed", "", largest, [], None, []))
+    if last is None or last.output is None or table is None:
+        return found
+    after = _after(last.output, nodes, table.shape[0])
+    if after is not None:
+        found.append(weight_of("unembed", "", after, [], None, []))
+    return found
+
+
+def _size(product: Product) -> int:
+    return 0 if product.weight is None else product.weight.shape.numel()
+
+
+def _table(stream: Ref) -> Ref | None:
+    """The largest table that what the model was given is looked up in, on the way to the first block."""
+    tables: list[Ref] = []
+    waiting, seen = [stream.node], set()
+    while waiting:
+        node = waiting.pop()
+        if node.order in seen:
+            continue
+        seen.add(node.order)
+        if node.name == "embedding" and len(node.parents) > 1:
+            for ref in node.parents:
+                if ref.node.name == "parameter" and any(p.node.data for p in node.parents if p is not ref):
+                    tables.append(ref)
+            continue
+        waiting.extend(parent.node for parent in node.parents if parent.node.floating)
+    return max(tables, key=lambda ref: ref.shape[0], default=None)
+
+
+def _after(output: Ref, nodes: list[Node], entries: int) -> Product | None:
+    reached = {output.node.order}
+    for node in nodes[output.node.order + 1 :]:
+        if not any(parent.node.order in reached and parent.node.floating for parent in node.parents):
+            continue
+        reached.add(node.order)
+        product = product_of(node)
+        if product is not None and product.features and node.shapes[0][product.features[-1]] == entries:
+            return product if not place_of(product).reason else None
+    return None

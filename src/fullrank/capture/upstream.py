@@ -1,0 +1,168 @@
+"""Walks through the lineage of one block: to the first products with a weight, up or down the stream of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fullrank.capture.lineage import Node, Ref
+from fullrank.capture.products import Product, is_product, product_of
+from fullrank.capture.ways import IDENTITY, MOVES
+
+__all__ = ["Hit", "Region", "origin"]
+
+_NONLINEAR = frozenset(
+    {"relu", "relu_", "gelu", "silu", "silu_", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
+    | {"hardtanh", "hardsigmoid", "relu6", "mish", "softplus", "erf", "exp", "pow", "__pow__", "square", "softsign"}
+    | {"sigmoid_", "tanh_", "logsigmoid", "prelu", "rrelu", "threshold", "softmax", "quick_gelu", "abs", "glu"}
+)
+_MIXING = frozenset({"cumsum", "cumprod", "logcumsumexp", "flip"})
+_CARRIED = IDENTITY | frozenset({"dropout", "dropout_", "alpha_dropout", "feature_dropout"})
+
+
+@dataclass(eq=False)
+class Hit:
+    """A product that a walk came to.
+
+    Attributes:
+        product: the product.
+        tip: the last pure view of its result before something else was done with it.
+        nonlinear: whether a nonlinearity lies on a way from it.
+        mixing: whether tokens are mixed on a way from it.
+    """
+
+    product: Product
+    tip: Ref
+    nonlinear: bool
+    mixing: bool
+
+    @property
+    def node(self) -> Node:
+        """The call."""
+        return self.product.node
+
+
+class Region:
+    """The calls of one block, and where its walks end.
+
+    Args:
+        nodes: of the whole forward.
+        first: order of the first call of the block.
+        last: order after its last call.
+        ends: tensors that the block was called with.
+    """
+
+    def __init__(self, nodes: list[Node], first: int, last: int, ends: Iterable[Ref]) -> None:
+        self.calls = nodes[first:last]
+        self._first = first
+        self._ends = {(ref.node.order, ref.index) for ref in ends}
+        self._products: dict[int, Product | None] = {}
+        self.halved: set[Ref] = set()  # what `glu` splits into a linear and a gating half
+
+    def product(self, node: Node) -> Product | None:
+        """What `product_of` says, asked once."""
+        if node.order not in self._products:
+            self._products[node.order] = product_of(node)
+        return self._products[node.order]
+
+    def ends(self, ref: Ref) -> bool:
+        """Whether a walk stops at a tensor: what the block was called with."""
+        return (ref.node.order, ref.index) in self._ends
+
+    def up(self, start: Ref, *, through: frozenset[int] = frozenset()) -> tuple[list[Hit], bool]:
+        """The first products with a weight that a tensor was made from.
+
+        Args:
+            start: the tensor.
+            through: orders of products that the walk does not stop at.
+
+        Returns:
+            The products, each with what lies between, and whether something that could not be seen was met.
+        """
+        hits: dict[tuple[int, int, int], Hit] = {}
+        seen: set[tuple[int, int, bool, bool, int, int]] = set()
+        opaque = False
+        waiting = [(start, start, False, False)]
+        while waiting:
+            ref, tip, nonlinear, mixing = waiting.pop()
+            key = (ref.node.order, ref.index, nonlinear, mixing, tip.node.order, tip.index)
+            if key in seen or self.ends(ref):
+                continue
+            seen.add(key)
+            node = ref.node
+            if node.name in ("parameter", "buffer") or not node.data or node.attention:
+                continue
+            if node.name == "given":
+                opaque |= node.order >= self._first and node.floating
+                continue
+            product = self.product(node)
+            if product is not None and node.order not in through:
+                place = (node.order, tip.node.order, tip.index)
+                hit = hits.setdefault(place, Hit(product, tip, False, False))
+                hit.nonlinear |= nonlinear
+                hit.mixing |= mixing
+                continue
+            pure = node.name in MOVES or node.name in IDENTITY or node.name in ("view", "reshape")
+            nonlinear |= node.name in _NONLINEAR
+            mixing |= node.name in _MIXING or (is_product(node) and product is None)
+            if node.name == "glu":
+                self.halved.update(node.parents)
+            for parent in node.parents:
+                if parent.node.floating:
+                    waiting.append((parent, tip if pure and len(node.parents) == 1 else parent, nonlinear, mixing))
+        return sorted(hits.values(), key=lambda hit: (hit.node.order, hit.tip.node.order, hit.tip.index)), opaque
+
+    def states(self, stream: Ref) -> set[int]:
+        """Orders of the calls that hand the stream on: additions to it, norms and views of it, and no product."""
+        found = {stream.node.order}
+        for node in self.calls:
+            if node.order > stream.node.order and self.product(node) is None and not is_product(node):
+                if not node.attention and any(p.node.order in found and p.node.floating for p in node.parents):
+                    found.add(node.order)
+        return found
+
+    def down(self, start: Node, states: set[int]) -> list[Product]:
+        """The first products with a weight that read what a call returned, up to its addition to the stream."""
+        reached = {start.order}
+        found = []
+        for node in self.calls:
+            if node.order <= start.order or not any(p.node.order in reached for p in node.parents):
+                continue
+            product = self.product(node)
+            if product is not None:
+                if product.reads.node.order in reached:
+                    found.append(product)
+                continue
+            others = [p for p in node.parents if p.node.order not in reached]
+            if node.name in _ADDITIONS and any(p.node.order in states for p in others):
+                continue
+            if node.name not in ("softmax",) and node.floating:
+                reached.add(node.order)
+        return found
+
+    def depends(self, node: Node, on: set[int]) -> bool:
+        """Whether a call was made from one of some others, within the block."""
+        lowest = min(on, default=0)
+        seen: set[int] = set()
+        waiting = [node]
+        while waiting:
+            current = waiting.pop()
+            if current.order in on:
+                return True
+            if current.order in seen or current.order < lowest:
+                continue
+            seen.add(current.order)
+            waiting.extend(
+                parent.node for parent in current.parents if not self.ends(parent) or parent.node.order in on
+            )
+        return False
+
+
+_ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+
+
+def origin(ref: Ref) -> Ref:
+    """The tensor before casts, copies and dropout."""
+    while ref.node.name in _CARRIED and ref.node.parents:
+        ref = ref.node.parents[0]
+    return ref
