@@ -43,6 +43,15 @@ class End:
     into: bool = False
 
 
+@dataclass(eq=False)
+class _Hook:
+    """A tensor hook: what it will tell, and how often it was called."""
+
+    event: GradientState
+    handle: Any = None
+    count: int = 0
+
+
 class GradientWatch:
     """Puts tensor hooks on states and on tensors of attention calls, and takes them off again.
 
@@ -51,24 +60,34 @@ class GradientWatch:
 
     Args:
         emit: takes the events.
+
+    Attributes:
+        starts: the first states of the stacks in the forward that has just run.
+        faults: what observers raised inside of a backward.
+        unreached: the reason given for what no gradient reaches.
     """
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self.starts: list[Tensor] = []
+        self.faults: list[Exception] = []
+        self.unreached = "no gradient reached it"
         self._emit = emit
-        self._handles: list[Any] = []
+        self._hooks: list[_Hook] = []
         self._woken: list[Tensor] = []
 
     def begin(self) -> None:
         """A forward begins: hooks on tensors that are gone need not be remembered."""
-        self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
+        gone = [hook for hook in self._hooks if hook.handle.hooks_dict_ref() is None]
+        self._hooks = [hook for hook in self._hooks if hook.handle.hooks_dict_ref() is not None]
+        self._report_unreached(gone)
         self._sleep()
 
     def close(self) -> None:
-        """Take off every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Take off every hook; what no gradient has reached by now is told as such."""
+        for hook in self._hooks:
+            hook.handle.remove()
+        hooks, self._hooks = self._hooks, []
+        self._report_unreached(hooks)
         self._sleep()
 
     def wake(self, stream: Tensor) -> None:
@@ -146,17 +165,26 @@ class GradientWatch:
             self._hook(made, wire.tensor, arrange)
 
     def _hook(self, event: GradientState, tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
-        count = [0]
+        hook = _Hook(event)
 
         def see(gradient: Tensor | None) -> None:
             if gradient is None:
                 return
-            with torch.no_grad():
-                value = arrange(gradient.detach())
-                self._emit(replace(event, value=value, backward=count[0]))
-            count[0] += 1
+            try:
+                with torch.no_grad():
+                    self._emit(replace(event, value=arrange(gradient.detach()), backward=hook.count))
+            except Exception as fault:
+                self.faults.append(fault)  # told apart from what the model's own backward may raise
+                raise
+            hook.count += 1
 
-        self._handles.append(tensor.register_hook(see))
+        hook.handle = tensor.register_hook(see)
+        self._hooks.append(hook)
+
+    def _report_unreached(self, hooks: list[_Hook]) -> None:
+        for hook in hooks:
+            if not hook.count:
+                self._emit(replace(hook.event, reason=self.unreached))
 
     def _sleep(self) -> None:
         for stream in self._woken:

@@ -15,7 +15,7 @@ from fullrank.capture.anatomy import Anatomy
 from fullrank.capture.dispatch import overriding
 from fullrank.capture.documents import Documents
 from fullrank.capture.events import Event, Observer, Signal
-from fullrank.capture.gradients import End
+from fullrank.capture.gradients import End, GradientWatch
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.residual import is_norm
 from fullrank.capture.scene import Scene
@@ -92,10 +92,16 @@ class Recorder:
         """The last states of the forward that has just run, with their history, for a backward of one's own."""
         return [] if self._scene is None else self._scene.ends()
 
-    def starts(self) -> list[Tensor]:
-        """The first states of the stacks in that forward; what comes after them is reached by going back to them."""
-        watch = None if self._scene is None else self._scene.watch
-        return [] if watch is None else list(watch.starts)
+    @property
+    def watch(self) -> GradientWatch:
+        """The hooks that wait for a backward.
+
+        Raises:
+            ModelError: where no observer looks at gradients.
+        """
+        if self._scene is None or self._scene.watch is None:
+            raise ModelError("no observer of this Recorder needs the signal 'gradient'.")
+        return self._scene.watch
 
     def emit(self, event: Event) -> None:
         """Hand an event on to the observers that look at gradients."""

@@ -1,0 +1,153 @@
+"""One forward and the backwards through it: gradients of the stream, of attention and of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fullrank.capture import Anatomy, Backward, ParameterGradient, Recorder
+from fullrank.capture.backward import awake, own_loss, parameter_gradients, projected_ends, projection
+from fullrank.capture.events import Observer
+from fullrank.verbs.batches import Call
+
+__all__ = ["Differentiated", "forward_and_back", "gradient_pass"]
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """What was differentiated.
+
+    Attributes:
+        of: the model's own loss, random projections of its last stream states, or nothing.
+        probes: how many backwards were run.
+        stacks: whose last states were projected.
+    """
+
+    of: Literal["loss", "projection", "nothing"]
+    probes: int = 1
+    stacks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        match self.of:
+            case "loss":
+                return "the model's own loss"
+            case "projection":
+                return f"{self.probes} random projections of the last stream state of {' and '.join(self.stacks)}"
+        return "nothing"
+
+
+def forward_and_back(
+    model: nn.Module,
+    call: Call,
+    recorder: Recorder,
+    *,
+    probes: int = 4,
+    seed: int = 0,
+    first: int = 0,
+    frozen: bool = True,
+) -> tuple[Differentiated, list[str]]:
+    """Run a call once with gradients and go back through it; the recorder feeds its observers.
+
+    The model's own loss is differentiated where it returns one, multiplied by the number of sequences: a sequence's
+    gradient then does not depend on how many others there are. Else each of the `probes` backwards is of Σ X_L ⊙ G over
+    the last stream states, G standard normal on real tokens.
+
+    Args:
+        model: in the state it is to be looked at (see `undisturbed`).
+        call: what it is called with.
+        recorder: entered, with an observer that looks at gradients.
+        probes: number of random projections.
+        seed: of the projections.
+        first: place of the call's first sequence among all sequences that are looked at.
+        frozen: also take gradients of frozen parameters; costs the memory that these need.
+
+    Returns:
+        What was differentiated, and sentences about what could not be.
+
+    Raises:
+        RuntimeError: what an observer raised; a fault of the model's own backward becomes a sentence.
+    """
+    with torch.enable_grad(), awake(model, frozen=frozen) as (parameters, asleep):
+        output = call.run(model)
+        watch, ends = recorder.watch, recorder.ends()
+        loss = own_loss(output)
+        del output
+        chosen, notes = projected_ends(ends) if loss is None else ([], [])
+        if loss is None and not chosen:
+            watch.unreached = "there is neither a loss nor a last state that gradients could come from"
+            return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}."]
+        sequences = call.sequences
+        names = tuple(end.stack.name for end in chosen)
+        about = Differentiated("loss") if loss is not None else Differentiated("projection", probes, names)
+        recorder.emit(Backward("loss" if loss is not None else "projection", sequences, names))
+        for name, reason in asleep.items():
+            parameter = model.get_parameter(name)
+            recorder.emit(ParameterGradient(name, parameter.detach(), None, sequences, reason=reason))
+        outputs = [loss] if loss is not None else [end.value for end in chosen]
+        for probe in range(about.probes):
+
+            def take(name: str, gradient: Tensor, probe: int = probe) -> None:
+                event = ParameterGradient(name, parameters[name].detach(), gradient, sequences, probe)
+                try:
+                    recorder.emit(event)
+                except Exception as fault:
+                    watch.faults.append(fault)
+                    raise
+
+            if loss is not None:
+                weights = [torch.full_like(loss, sequences)]
+            else:
+                weights = [projection(end, seed=seed, probe=probe, first=first) for end in chosen]
+            starts = [start for start in watch.starts if not any(start is p for p in parameters.values())]
+            try:
+                unused = parameter_gradients(
+                    outputs, weights, parameters, take, through=starts, retain_graph=probe + 1 < about.probes
+                )
+            except (RuntimeError, NotImplementedError) as fault:
+                if watch.faults:
+                    raise
+                said = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+                watch.unreached = f"the model's backward failed: {said}"
+                return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}"]
+            for name in unused:
+                why = f"{about} does not depend on it"
+                recorder.emit(ParameterGradient(name, parameters[name].detach(), None, sequences, probe, why))
+        return about, notes
+
+
+def gradient_pass(
+    model: nn.Module,
+    calls: Sequence[Call],
+    anatomy: Anatomy,
+    observers: Sequence[Observer],
+    *,
+    probes: int = 4,
+    seed: int = 0,
+    frozen: bool = True,
+) -> tuple[Differentiated, list[str]]:
+    """Run every call once, forward and back, feeding the observers.
+
+    Args:
+        model: in the state it is to be looked at (see `undisturbed`).
+        calls: what it is called with.
+        anatomy: what the survey found.
+        observers: what takes the events, of gradients and of anything else: there is one forward for all of them.
+        probes: number of random projections, where there is no loss.
+        seed: of the projections.
+        frozen: also take gradients of frozen parameters.
+
+    Returns:
+        What was differentiated in the last call, and sentences about what was not seen.
+    """
+    notes = dict.fromkeys(anatomy.notes)
+    about, first = Differentiated("nothing", 0), 0
+    for call in calls:
+        with Recorder(model, observers, anatomy=anatomy, real=call.real) as recorder:
+            about, said = forward_and_back(model, call, recorder, probes=probes, seed=seed, first=first, frozen=frozen)
+        notes.update(dict.fromkeys([*recorder.notes, *said]))
+        first += call.sequences
+    return about, list(notes)
