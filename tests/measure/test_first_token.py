@@ -33,7 +33,7 @@ def test_one_large_first_token_sets_the_stable_rank_and_leaving_it_out_restores_
     sigma = torch.linalg.svdvals(X[:, 1:].double())
     expected = (sigma.square().sum(-1) / sigma[:, 0].square()).mean()
     assert value(rows, "stable_rank", "no-first") == pytest.approx(float(expected), rel=1e-5)
-    assert value(rows, "stable_rank", "no-first") > 5
+    assert value(rows, "stable_rank", "no-first") > 4
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
