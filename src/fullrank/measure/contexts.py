@@ -142,22 +142,26 @@ class ByPosition:
         contexts: real tokens, rising.
         make: makes the observers of one context.
         whole: a context that all sequences have exactly: events of that length are left to those who see them anyway.
+        tried: the batch whose states are kept.
 
     Attributes:
         readings: what was seen, by context.
         places: by stack, the numbers of each batch's sequences.
         untouched: names of the stacks of which every batch was left to others at the context `whole`.
-        states: the first tokens of the first batch after each stack's last block so far, as many as the shortest
+        states: the first tokens of the batch `tried` after each stack's last block so far, as many as the shortest
             context.
     """
 
-    def __init__(self, contexts: Sequence[int], make: Callable[[], list[Observer]], *, whole: int | None) -> None:
+    def __init__(
+        self, contexts: Sequence[int], make: Callable[[], list[Observer]], *, whole: int | None = None, tried: int = 0
+    ) -> None:
         self.readings = [Reading(context, make()) for context in contexts]
         self.places: dict[str, list[Tensor]] = {}
         self.states: dict[str, Tensor] = {}
         self._left: dict[str, int] = {}
         self._shortest = min(contexts)
         self._whole = whole
+        self._tried = tried
         self.needs: frozenset[Signal] = frozenset().union(*(one.needs for one in self.readings[0].observers))
 
     @property
@@ -208,7 +212,7 @@ class ByPosition:
     def _keep(self, event: Seen) -> None:
         if not isinstance(event, StreamState) or (event.site, event.part) != ("stream", "out"):
             return
-        if len(self.places.get(event.stack, ())) == 1:
+        if len(self.places.get(event.stack, ())) == self._tried + 1:
             cut = first_tokens(event, self._shortest)
             if isinstance(cut, StreamState):
                 self.states[event.stack] = (cut.value if cut.real is None else cut.value[cut.real]).clone()

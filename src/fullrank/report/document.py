@@ -12,7 +12,8 @@ from typing import Any
 
 from fullrank.errors import TableError
 from fullrank.report.spectrum import HeadSpectrum
-from fullrank.table import SCHEMA_VERSION, Table, check_schema
+from fullrank.table import SCHEMA_VERSION, Slope, Table, check_schema
+from fullrank.table.slopes import slope_of
 
 __all__ = ["plain", "read", "text_of", "write"]
 
@@ -45,25 +46,28 @@ def plain(value: Any, *, where: str = "about") -> Any:
     raise TableError(f"{where} is a {type(value).__name__}; a report's description holds text, numbers and lists only.")
 
 
-def write(rows: Table, about: Mapping[str, Any], spectra: tuple[HeadSpectrum, ...]) -> str:
-    """The document: `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`."""
+def write(
+    rows: Table, about: Mapping[str, Any], spectra: tuple[HeadSpectrum, ...], slopes: tuple[Slope, ...] = ()
+) -> str:
+    """The document: `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`, and `"slopes"` where there are any."""
     document = {
         "schema": SCHEMA_VERSION,
         "about": _encode(about),
         "spectra": [_encode(asdict(spectrum)) for spectrum in spectra],
+        **({"slopes": [_encode(asdict(slope)) for slope in slopes]} if slopes else {}),
         "rows": rows.to_records(),
     }
     return json.dumps(document, allow_nan=False, ensure_ascii=False)
 
 
-def read(text: str) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...]]:
+def read(text: str) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...], tuple[Slope, ...]]:
     """What `write` wrote.
 
     Args:
         text: the document.
 
     Returns:
-        Rows, description and spectra.
+        Rows, description, spectra and slopes; a document without slopes has none.
 
     Raises:
         TableError: for text that is no such document, or of another schema version.
@@ -73,10 +77,15 @@ def read(text: str) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...]]:
     except json.JSONDecodeError as error:
         raise TableError(f"this is not JSON: {error}.") from None
     check_schema(document)
-    about, spectra = document.get("about"), document.get("spectra", [])
-    if not isinstance(about, dict) or not isinstance(spectra, list):
-        raise TableError("this is not a fullrank report: it has no 'about', or its 'spectra' are no list.")
-    return Table.from_records(document["rows"]), _decode(about), tuple(_spectrum(record) for record in spectra)
+    about, spectra, slopes = document.get("about"), document.get("spectra", []), document.get("slopes", [])
+    if not isinstance(about, dict) or not isinstance(spectra, list) or not isinstance(slopes, list):
+        raise TableError("this is not a fullrank report: it has no 'about', or its 'spectra' or 'slopes' are no list.")
+    return (
+        Table.from_records(document["rows"]),
+        _decode(about),
+        tuple(_spectrum(record) for record in spectra),
+        tuple(slope_of(_decode(record)) for record in slopes),
+    )
 
 
 def text_of(path: str | os.PathLike[str]) -> str:

@@ -13,7 +13,8 @@ from fullrank.report.figure import as_figure, draw
 from fullrank.report.scree import scree
 from fullrank.report.series import Series, series_of
 from fullrank.report.spectrum import HeadSpectrum
-from fullrank.table import Table, write_atomically
+from fullrank.table import Slope, Table, write_atomically
+from fullrank.table.slopes import slope_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -35,15 +36,18 @@ class Report:
             seed, notes, versions, created, seconds; JSON's own types, every key optional. `nulls` may hold, by stack
             and metric, what isotropic Gaussian tokens of that shape give.
         spectra: singular values of attention maps, for the heads where they were kept.
+        context_slopes: how each number changes with the context, where several contexts were read; see `slopes`.
     """
 
     rows: Table
     about: Mapping[str, Any] = field(default_factory=dict)
     spectra: tuple[HeadSpectrum, ...] = ()
+    context_slopes: tuple[Slope, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "about", document.plain(self.about))
         object.__setattr__(self, "spectra", tuple(self.spectra))
+        object.__setattr__(self, "context_slopes", tuple(self.context_slopes))
 
     def __repr__(self) -> str:
         return f"Report({self.about.get('model') or 'unnamed'!r}, {len(self.rows)} rows, {len(self.spectra)} spectra)"
@@ -59,6 +63,15 @@ class Report:
     def notes(self) -> pandas.DataFrame:
         """The rows that carry a note: why a value is missing, what to know when reading it."""
         return self.rows.notes
+
+    @property
+    def slopes(self) -> pandas.DataFrame:
+        """One line per number that was read at several contexts: its change per doubling and its exponent.
+
+        `per_doubling` is in the value's own unit, `exponent` is d log value / d log context; both are means over
+        sequences of each sequence's own slope, with standard errors and 95 % intervals.
+        """
+        return slope_frame(self.context_slopes)
 
     @property
     def verdicts(self) -> tuple[()]:
@@ -152,7 +165,7 @@ class Report:
 
     def to_json(self) -> str:
         """The whole report as one JSON document with a schema version."""
-        return document.write(self.rows, self.about, self.spectra)
+        return document.write(self.rows, self.about, self.spectra, self.context_slopes)
 
     @classmethod
     def from_json(cls, text: str) -> Report:

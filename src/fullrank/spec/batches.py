@@ -33,6 +33,7 @@ class Inputs:
         description: one line for the reader of the report.
         sequences: how many sequences, images or recordings, over all batches.
         tokens: how many real tokens; None where only the model knows (patches of an image).
+        closing: how many special tokens end every sequence of text.
     """
 
     batches: list[Any]
@@ -41,6 +42,7 @@ class Inputs:
     description: str
     sequences: int
     tokens: int | None
+    closing: int = 0
 
 
 def inputs(
@@ -116,6 +118,7 @@ def _text(
             raise BatchError(f"{subject.name} has no tokenizer to read {'text' if text is not None else 'data'}= with.")
         ids = sequences.random_tokens(subject, context=length, count=count, seed=seed)
         kind: Literal["text", "random tokens"] = "random tokens"
+        closing = 0
         told = f"drawn evenly from the vocabulary (there is no tokenizer), seed {seed}"
     else:
         kind = "text"
@@ -127,6 +130,7 @@ def _text(
         else:
             source = texts.shipped(count)
         ids, how = sequences.cut(source, subject, context=length, count=count)
+        closing = sequences.closing_tokens(subject, source.texts[0])
         told = f"{source.source}, {how}"
     batches, real = _padded(ids, subject)
     lengths = sorted(map(len, ids))
@@ -134,7 +138,7 @@ def _text(
     told += f"; {span} tokens each"
     if beyond:
         told += f", beyond the {subject.max_positions} positions the model is configured for"
-    return Inputs(batches, real, kind, told, len(ids), sum(lengths))
+    return Inputs(batches, real, kind, told, len(ids), sum(lengths), closing)
 
 
 def _padded(ids: Sequence[Sequence[int]], subject: Subject) -> tuple[list[Any], list[Tensor | None]]:
@@ -205,7 +209,8 @@ def _both(seen: Inputs, read: Inputs) -> Inputs:
         size = len(batch["input_ids"])
         batches.append({**batch, name: pixels[first : first + size]})
         first += size
-    return Inputs(batches, read.real, "text and images", f"{read.description}; {seen.description}", count, read.tokens)
+    told = f"{read.description}; {seen.description}"
+    return Inputs(batches, read.real, "text and images", told, count, read.tokens, read.closing)
 
 
 def _sound(subject: Subject, *, count: int, seed: int) -> Inputs:

@@ -14,7 +14,7 @@ from fullrank.spec.documents import Documents
 from fullrank.spec.quiet import quiet
 from fullrank.spec.subject import Subject
 
-__all__ = ["Frame", "chosen_context", "cut", "random_tokens"]
+__all__ = ["Frame", "chosen_context", "closing_tokens", "cut", "random_tokens"]
 
 DEFAULT_CONTEXT = 512
 
@@ -144,6 +144,12 @@ def _frame(tokenizer: Any, text: str) -> Frame:
         if full[start : start + len(bare)] == bare:
             return Frame(tuple(full[:start]), tuple(full[start + len(bare) :]))
     return Frame()
+
+
+def closing_tokens(subject: Subject, text: str) -> int:
+    """How many special tokens the subject's tokenizer puts after a text."""
+    with quiet():
+        return len(_frame(subject.tokenizer, text).after)
 
 
 def random_tokens(subject: Subject, *, context: int, count: int, seed: int) -> list[list[int]]:

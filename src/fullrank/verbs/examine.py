@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +15,14 @@ from fullrank.capture.events import Observer
 from fullrank.capture.wrappers import bare
 from fullrank.errors import BatchError
 from fullrank.measure import AttentionObserver, FreedMemory, SpectrumObserver, StreamObserver
+from fullrank.measure.chosen import ChosenHeads
 from fullrank.measure.summaries import Summaries
 from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
 from fullrank.verbs.batches import Call, as_calls
+from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
 
@@ -31,6 +35,8 @@ def examine(
     *,
     mask: Tensor | None = None,
     spectrum: bool = True,
+    heads: Sequence[str] | None = None,
+    contexts: Sequence[int] | None = None,
     blocks: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -48,6 +54,9 @@ def examine(
             package where the model has a tokenizer, else random tokens or synthetic images.
         mask: (sequences, tokens), which tokens are real; by default `attention_mask` in the batch.
         spectrum: also take the singular values of every attention map; this is the dear part at long contexts.
+        heads: take singular values of these heads only, such as `3.5` (layer 3, head 5) or `decoder.3.5`.
+        contexts: also take every number at these lengths, rising, and the slope of each over them: causal models are
+            read by position in the one pass, others are run at each length on the same sequences, cut.
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
         seed: for the default batch and for starting blocks of the iterations.
         progress: called with a few words and the share done.
@@ -64,21 +73,27 @@ def examine(
     subject, ranks = _subject(model, seed)
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
-    given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks))
+    lengths, chosen = checked_contexts(contexts, ranks), chosen_heads(heads, spectrum=spectrum)
+    given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, context=max(lengths, default=None)))
     tell = progress or (lambda what, share: None)
     with undisturbed(network):
         tell("finding the blocks", 0.0)
         anatomy = anatomy_of(network, calls, ranks, blocks=blocks)
-        observers = _observers(anatomy, spectrum=spectrum, seed=seed)
-        notes = record(network, calls, anatomy, observers, tell, ranks)
+        make = partial(_observers, anatomy, spectrum=spectrum, seed=seed, chosen=chosen)
+        observers = make()
+        plan = ContextPlan(lengths, calls, anatomy, partial(make, drawn=False), closing=given.closing if given else 0)
+        notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks)
+        by_context = plan.finish(network, observers, tell)
     observers = ranks.merged(observers)
-    rows = [row for observer in observers for row in observer.rows()]
-    told = about(subject, given, calls, anatomy, notes, ranks) | {
+    rows = [*(row for observer in observers for row in observer.rows()), *by_context.rows]
+    told = about(subject, given, calls, anatomy, [*notes, *by_context.notes], ranks) | {
         "nulls": null_values(anatomy, observers, seed),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return Report(rows=Table(rows), about=told, spectra=kept_spectra(observers))
+    return Report(
+        rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
+    )
 
 
 def _subject(model: nn.Module | str | Subject, seed: int) -> tuple[Subject, Ranks]:
@@ -94,24 +109,32 @@ def _subject(model: nn.Module | str | Subject, seed: int) -> tuple[Subject, Rank
 
 
 def _calls(
-    subject: Subject, batch: Any, mask: Tensor | None, seed: int, ranks: Ranks
+    subject: Subject, batch: Any, mask: Tensor | None, seed: int, ranks: Ranks, *, context: int | None = None
 ) -> tuple[Inputs | None, list[Call]]:
     if batch is None and ranks.several:
         raise BatchError(
             f"batch=None: {type(subject.model).__name__} is distributed, and every process passes its own part of the "
             "batch; by default all would read the same texts."
         )
-    given = batch if isinstance(batch, Inputs) else inputs(subject, seed=seed) if batch is None else None
+    given = batch if isinstance(batch, Inputs) else None
+    if batch is None:
+        if context is not None and subject.batch is None and subject.modality not in ("text", "multimodal"):
+            raise BatchError(f"contexts= was given, but {subject.name} reads {subject.modality} input, not text.")
+        given = inputs(subject, context=context, seed=seed)
     if given is None:
         return None, as_calls(subject.model, batch, mask)
     return given, as_calls(subject.model, list(given.batches), mask, known=given.real)
 
 
-def _observers(anatomy: Anatomy, *, spectrum: bool, seed: int) -> list[Observer]:
+def _observers(
+    anatomy: Anatomy, *, spectrum: bool, seed: int, chosen: ChosenHeads | None = None, drawn: bool = True
+) -> list[Observer]:
+    if chosen is not None:
+        chosen.require({stack.name: len(stack.paths) for stack in anatomy.stacks})
     causal = [stack.name for stack in anatomy.stacks if stack.causal]
     summaries = Summaries()
     observers: list[Observer] = [Finite(), StreamObserver(causal=causal), AttentionObserver(summaries)]
     if spectrum:
-        observers.append(SpectrumObserver(summaries, seed=seed))
+        observers.append(SpectrumObserver(summaries, seed=seed, heads=chosen, drawn=drawn))
     # freed memory is given back after each observer, before the next one asks for blocks of other sizes
     return [one for observer in observers for one in (observer, FreedMemory())]
