@@ -18,6 +18,11 @@ __all__ = ["Lineage", "Node", "Ref"]
 _INDEXING = frozenset({"__getitem__", "index_select", "gather", "take_along_dim", "__setitem__", "index_copy"})
 """Their indices say where a value goes, not what it is made of; they are kept, because they are needed to go that way
 again."""
+_BLANK = frozenset(
+    {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
+    | {"new_empty", "new_tensor"}
+)
+"""They look at a tensor's shape and at nothing else of it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -102,6 +107,8 @@ class Lineage:
             made = [args[0]]
         if name == "__get__":
             name = getattr(getattr(function, "__self__", None), "__name__", name)
+        if name in _BLANK:
+            args, kwargs = (), {}
         keep = name in _INDEXING
         parents: list[Ref] = []
         args = tuple(self._light(value, parents, keep=keep) for value in args)
@@ -179,6 +186,8 @@ class Lineage:
         if isinstance(value, tuple | list):
             kept = [self._light(item, parents, keep=keep) for item in value]
             return kept if isinstance(value, list) else tuple(kept)
+        if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
+            return None  # the file of offloaded weights would stay mapped
         return value
 
     def _know(self, tensor: Tensor, ref: Ref) -> None:
