@@ -19,6 +19,8 @@ SEEING = [
     ("channel_entropy", "rotation"),
     ("max_to_median", "rotation"),
     ("similarity_standardized", "rotation"),
+    ("gradient_rms", "scale"),
+    ("elasticity", "scale"),
     ("sink_position", "token_permutation"),
 ]
 worlds = st.builds(
@@ -83,7 +85,18 @@ def test_the_vocabulary_holds_every_metric_of_states_and_attention_and_no_other(
         "head_ambiguity",
         "unselectable_keys",
     }
-    assert set(NAMES) == spectral | {f"centered_{name}" for name in spectral} | states | attention
+    gradients = {
+        "gradient_rms",
+        "gradient_gain",
+        "gradient_norm",
+        "elasticity",
+        "elasticity_ratio",
+        "query_key_to_value_output",
+        "gradient_heterogeneity",
+        "angle_exponent",
+        "gradient_exponent",
+    }
+    assert set(NAMES) == spectral | {f"centered_{name}" for name in spectral} | states | attention | gradients
 
 
 @pytest.mark.parametrize("name", NAMES)

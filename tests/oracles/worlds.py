@@ -120,6 +120,23 @@ def take(name: str, w: World) -> torch.Tensor:
             found = metric(w.W_O, heads=3, tokens=4, readout=w.readout).degrees_of_freedom
         case "unselectable_keys":
             found = metric(w.K)
+        case "gradient_gain":
+            found = metric(w.X_0, w.X, w.mask)
+        case "gradient_norm":
+            found = metric(w.W_O)
+        case "elasticity":
+            found = metric(w.contributions, w.V)
+        case "elasticity_ratio":
+            found = metric(w.X.norm(), w.X_0.norm(), w.V.norm(), w.W_O.norm())
+        case "query_key_to_value_output":
+            found = metric(w.X[0], w.X_0[0], w.X_previous[0], w.W_O)
+        case "gradient_heterogeneity":
+            blocks = (w.X, w.X_0, w.V, w.W_O)
+            found = metric(torch.stack([G.norm() for G in blocks]), torch.tensor([G.numel() for G in blocks]))
+        case "angle_exponent":
+            found = metric(metrics.similarity(w.X_0, w.mask), metrics.similarity(w.X, w.mask), layers=3)
+        case "gradient_exponent":
+            found = metric(metrics.gradient_gain(w.X_0, w.X, w.mask), layers=3)
         case _ if metrics.VOCABULARY[name].level == "attention":
             found = metric(w.A, w.visible)
         case _:

@@ -21,6 +21,7 @@ _LEVELS = {
     "batch": "Of several sequences together",
     "sample": "Of any set of vectors",
     "attention": "Of an attention call",
+    "gradient": "Of what a backward brings",
 }
 _FIELDS = ("definition", "unit", "range", "healthy", "collapsed", "null", "level", "per_head", "cost", "source")
 

@@ -1,4 +1,4 @@
-"""Numbers from tensors: pure functions of token states and attention maps; `VOCABULARY` says what each means."""
+"""Numbers from tensors: pure functions of states, attention maps and gradients; `VOCABULARY` says what each means."""
 
 from fullrank.metrics.accumulate import floor
 from fullrank.metrics.attention import (
@@ -27,6 +27,17 @@ from fullrank.metrics.channels import channel_entropy, max_to_median
 from fullrank.metrics.definition import Definition
 from fullrank.metrics.distinct import distinct_at_dtype, row_space, span_novelty
 from fullrank.metrics.geometry import Neighbours, intrinsic_dimension, nearest_neighbours, neighbourhood_overlap
+from fullrank.metrics.gradients import (
+    angle_exponent,
+    elasticity,
+    elasticity_ratio,
+    gradient_exponent,
+    gradient_gain,
+    gradient_heterogeneity,
+    gradient_norm,
+    gradient_rms,
+    query_key_to_value_output,
+)
 from fullrank.metrics.heads import HeadAmbiguity, head_ambiguity, head_similarity
 from fullrank.metrics.maps import (
     attention_s1,
@@ -70,6 +81,7 @@ __all__ = [
     "EnergyShares",
     "HeadAmbiguity",
     "Neighbours",
+    "angle_exponent",
     "attention_s1",
     "attention_s2",
     "attention_stable_rank",
@@ -88,9 +100,16 @@ __all__ = [
     "distinct_at_dtype",
     "effective_keys",
     "effective_rank",
+    "elasticity",
+    "elasticity_ratio",
     "energy_shares",
     "entropy",
     "floor",
+    "gradient_exponent",
+    "gradient_gain",
+    "gradient_heterogeneity",
+    "gradient_norm",
+    "gradient_rms",
     "gram_stable_rank",
     "head_ambiguity",
     "head_similarity",
@@ -112,6 +131,7 @@ __all__ = [
     "participation_ratio",
     "permuted_map",
     "permuted_null",
+    "query_key_to_value_output",
     "ranks",
     "residual",
     "rms",

@@ -6,11 +6,12 @@ from typing import Final
 
 from fullrank.metrics.definition import Definition
 from fullrank.metrics.vocabulary_of_attention import ATTENTION
+from fullrank.metrics.vocabulary_of_gradients import GRADIENTS
 from fullrank.metrics.vocabulary_of_spectra import SPECTRA
 from fullrank.metrics.vocabulary_of_states import STATES
 
 __all__ = ["VOCABULARY"]
 
 VOCABULARY: Final[Mapping[str, Definition]] = MappingProxyType(
-    {definition.name: definition for definition in (*STATES, *SPECTRA, *ATTENTION)}
+    {definition.name: definition for definition in (*STATES, *SPECTRA, *ATTENTION, *GRADIENTS)}
 )

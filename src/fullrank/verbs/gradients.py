@@ -114,7 +114,7 @@ def forward_and_back(
                 watch.unreached = f"the model's backward failed: {said}"
                 return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}"]
             for name in unused:
-                why = f"{about} does not depend on it"
+                why = f"it does not enter {about}"
                 recorder.emit(ParameterGradient(name, parameters[name].detach(), None, sequences, probe, why))
         return about, notes
 
