@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fullrank.capture.experts import stacked
 from fullrank.capture.lineage import Lineage, Node, Ref
 from fullrank.capture.mlp import mlp_roles
 from fullrank.capture.places import place_of
@@ -15,6 +16,7 @@ from fullrank.capture.products import Product, product_of
 from fullrank.capture.roles import attention_roles, inputs_of, weight_of
 from fullrank.capture.tensors import first_state, stream_input, tensors_in
 from fullrank.capture.upstream import Region
+from fullrank.capture.ways import IDENTITY, MOVES
 from fullrank.capture.weights import Weight
 
 __all__ = ["Call", "Spans", "block_roles", "model_roles"]
@@ -100,13 +102,14 @@ def block_roles(
     for call in calls:
         if call.node is None:
             continue
-        found.extend(attention_roles(call.node, call.part, call.heads, region, states))
+        for weight in attention_roles(call.node, call.part, call.heads, region, states):
+            found.extend(stacked(model, [weight]) if weight.stacked else [weight])
         attended |= {product.node.order for product in region.down(call.node, states)}
         inputs = inputs_of(call.node, region, states)
         for ref in inputs.refs.values():
             if ref is not None:
-                attended |= {hit.node.order for hit in region.up(ref)[0]}
-    found.extend(mlp_roles(model, path, region, span.output, attended))
+                attended |= {hit.node.order for hit in region.up(ref, states)[0]}
+    found.extend(mlp_roles(model, path, region, span.output, attended, states))
     return found
 
 
@@ -147,8 +150,8 @@ def _size(product: Product) -> int:
 
 
 def _table(stream: Ref) -> Ref | None:
-    """The largest table that what the model was given is looked up in, on the way to the first block."""
-    tables: list[Ref] = []
+    # the table that the very tokens are looked up in comes before one for numbers computed from them, such as positions
+    tables: list[tuple[bool, int, Ref]] = []
     waiting, seen = [stream.node], set()
     while waiting:
         node = waiting.pop()
@@ -157,11 +160,18 @@ def _table(stream: Ref) -> Ref | None:
         seen.add(node.order)
         if node.name == "embedding" and len(node.parents) > 1:
             for ref in node.parents:
-                if ref.node.name == "parameter" and any(p.node.data for p in node.parents if p is not ref):
-                    tables.append(ref)
+                indices = [parent for parent in node.parents if parent is not ref and parent.node.data]
+                if ref.node.name == "parameter" and indices:
+                    tables.append((_as_given(indices[0]), ref.shape[0], ref))
             continue
         waiting.extend(parent.node for parent in node.parents if parent.node.floating)
-    return max(tables, key=lambda ref: ref.shape[0], default=None)
+    return max(tables, key=lambda entry: entry[:2])[2] if tables else None
+
+
+def _as_given(ref: Ref) -> bool:
+    while ref.node.name in IDENTITY or ref.node.name in MOVES or ref.node.name in ("view", "reshape"):
+        ref = ref.node.parents[0]
+    return ref.node.name == "given"
 
 
 def _after(output: Ref, nodes: list[Node], entries: int) -> Product | None:

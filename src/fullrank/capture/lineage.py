@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,13 +13,26 @@ from torch import Tensor, nn
 
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["Lineage", "Node", "Ref"]
+__all__ = ["WRITTEN", "Lineage", "Node", "Ref"]
 
 _INDEXING = frozenset({"__getitem__", "index_select", "gather", "take_along_dim", "__setitem__", "index_copy"})
 """Their indices say where a value goes, not what it is made of; they are kept, because they are needed to go that way
 again."""
+WRITTEN = "written into a view"
+"""Name of the node of a tensor after something was written into a view of it."""
+
 _BLANK = frozenset(
-    {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
+    {
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+    }
     | {"new_empty", "new_tensor"}
 )
 """They look at a tensor's shape and at nothing else of it."""
@@ -131,6 +144,30 @@ class Lineage:
         self.nodes.append(node)
         for index, tensor in enumerate(made):
             self._know(tensor, Ref(node, index))
+        if name.endswith("_") and not name.startswith("__") and made[0]._is_view():
+            self._write_through(made[0], node)
+
+    def _write_through(self, view: Tensor, written: Node) -> None:
+        """What is written into a view is written into the tensor that it is a view of."""
+        base = view._base
+        found = None if base is None else self._known.get(id(base))
+        if base is None or found is None or found[0]() is not base or not base.is_contiguous():
+            return
+        where = (view.shape, view.stride(), view.storage_offset() - base.storage_offset())
+        parents = (found[1], written.out)
+        node = Node(
+            order=len(self.nodes),
+            name=WRITTEN,
+            args=(*parents, *where),
+            parents=parents,
+            shapes=(base.shape,),
+            data=any(parent.node.data for parent in parents),
+            stored=any(parent.node.stored for parent in parents),
+            floating=written.floating,
+            path=written.path,
+        )
+        self.nodes.append(node)
+        self._know(base, node.out)
 
     def see_attention(self) -> None:
         """The call that was taken in last is attention."""
@@ -198,12 +235,3 @@ class Lineage:
         found = self._known.get(key)
         if found is not None and found[0] is dead:
             del self._known[key]
-
-
-def refs_in(value: Any) -> Iterator[Ref]:
-    """Every tensor that was replaced, in nested tuples and lists."""
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from refs_in(item)

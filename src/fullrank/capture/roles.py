@@ -1,4 +1,4 @@
-"""Which weights are W_Q, W_K, W_V and W_O of an attention call, by the lineage of what its kernel was given and returned.
+"""Which weights are W_Q, W_K, W_V and W_O of an attention call, by the lineage of what its kernel was given and made.
 
 No name is asked. From the kernel's q, k and v upstream to the first product with a weight, from its output downstream
 to the first; rotary embeddings, norms, scales and casts on the way are walked through. Where one product makes several
@@ -18,7 +18,7 @@ from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.places import place_of
 from fullrank.capture.products import Product, factors_of, is_product
 from fullrank.capture.upstream import Region, origin
-from fullrank.capture.ways import Way
+from fullrank.capture.ways import Way, compact
 from fullrank.capture.weights import Role, Runs, Weight, runs
 
 __all__ = ["Inputs", "attention_roles", "beside", "inputs_of", "weight_of"]
@@ -172,26 +172,28 @@ def attention_roles(call: Node, part: str, heads: int, region: Region, states: s
         if ref is None:
             found.append(Weight(role, part, reason="what the kernel was given could not be told"))  # type: ignore[arg-type]
         else:
-            found.append(_upstream(role, part, ref, inputs.axes[role], heads, region))  # type: ignore[arg-type]
+            found.append(_upstream(role, part, ref, inputs.axes[role], heads, region, states))  # type: ignore[arg-type]
     found = _told_apart(found)
     return [*found, _output(call, part, heads, region, states)]
 
 
-def _upstream(role: Role, part: str, ref: Ref, axis: int, heads: int, region: Region) -> Weight:
-    hits, opaque = region.up(ref)
+def _upstream(role: Role, part: str, ref: Ref, axis: int, heads: int, region: Region, states: set[int]) -> Weight:
+    hits, opaque = region.up(ref, states)
     if not hits:
         return Weight(role, part, reason=UNSEEN if opaque else NOTHING)
     products = list({hit.node.order: hit.product for hit in hits}.values())
     numbers = {p.node.order: Way(Ref(p.node, 0), p.features).to(ref) for p in products}
-    main, others = beside(products, region, {order: _count(found) for order, found in numbers.items()})
+    main, others = beside(products, region, {order: _count(found) for order, found in numbers.items()}, states)
     return weight_of(role, part, main, others, *_features(numbers[main.node.order], axis, heads))
 
 
 def _count(numbers: Tensor | None) -> int:
-    return 0 if numbers is None else int(_compact(numbers).unique().numel())
+    return 0 if numbers is None else int(compact(numbers).unique().numel())
 
 
-def beside(products: list[Product], region: Region, counts: dict[int, int]) -> tuple[Product, list[Product]]:
+def beside(
+    products: list[Product], region: Region, counts: dict[int, int], states: set[int]
+) -> tuple[Product, list[Product]]:
     """Of several products that make one tensor the main one, and the others.
 
     The one that gives most features; of those that give as many, the one that reads the stream rather than another
@@ -201,11 +203,12 @@ def beside(products: list[Product], region: Region, counts: dict[int, int]) -> t
         products: the candidates.
         region: the block.
         counts: how many features each gives, by order.
+        states: calls that hand the stream on.
 
     Returns:
         The main one, and the others with the first factors of adapters.
     """
-    inner = {p.node.order: [hit.product for hit in region.up(p.reads)[0]] for p in products}
+    inner = {p.node.order: [hit.product for hit in region.up(p.reads, states)[0]] for p in products}
     ordered = sorted(products, key=lambda p: (-counts.get(p.node.order, 0), bool(inner[p.node.order]), p.node.order))
     main = ordered[0]
     others = []
@@ -219,7 +222,7 @@ def _features(numbers: Tensor | None, axis: int, heads: int) -> tuple[list[int] 
     """Feature numbers that a tensor holds, and those of each head."""
     if numbers is None:
         return None, []
-    numbers = _compact(numbers.movedim(axis, -1), keep_last=True)
+    numbers = compact(numbers.movedim(axis, -1), keep_last=True)
     rows = numbers.reshape(-1, numbers.shape[-1])
     each = []
     for row in rows.tolist():
@@ -244,17 +247,6 @@ def _grouped(distinct: list[tuple[int, ...]], heads: int) -> bool:
     return bool(distinct) and heads % len(distinct) == 0
 
 
-def _compact(numbers: Tensor, *, keep_last: bool = False) -> Tensor:
-    """The numbers without the axes along which they do not change."""
-    if numbers.is_complex():
-        numbers = torch.view_as_real(numbers).flatten(-2)
-    for axis in range(numbers.ndim - (2 if keep_last else 1), -1, -1):
-        first = numbers.narrow(axis, 0, 1)
-        if numbers.shape[axis] > 1 and (numbers.stride(axis) == 0 or bool((numbers == first).all())):
-            numbers = first
-    return numbers
-
-
 def _output(call: Node, part: str, heads: int, region: Region, states: set[int]) -> Weight:
     found = region.down(call, states)
     if not found:
@@ -271,8 +263,8 @@ def _output(call: Node, part: str, heads: int, region: Region, states: set[int])
         flat = numbers.permute(*rest, *order).reshape(-1, torch.Size(numbers.shape[axis] for axis in order).numel())
         columns = [[] for _ in range(heads)]
         for column, number in enumerate(flat[0].tolist()):
-            if 0 <= number < heads * width:
-                columns[int(number) // width].append(column)
+            if number >= 0:
+                columns[int(number) // width % heads].append(column)
         if any(not head for head in columns):
             columns = []
     weight = weight_of("o", part, main, others, None, [])
@@ -296,8 +288,8 @@ def _output_axes(call: Node, shape: torch.Size, heads: int) -> tuple[int, int] |
         named = [i for i in both if shape[i] == heads]
         right = [i for i in width if labels[2][i] in _value_labels(call, labels)]
         return (named[-1], right[0]) if named and right else None
-    if len(shape) == 3 and shape[0] % heads == 0:
-        return (0, 2) if shape[0] == heads else None
+    if len(shape) == 3:
+        return (0, 2) if shape[0] % heads == 0 else None
     return (len(shape) - 3, len(shape) - 1) if shape[-3] == heads else None
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from fullrank.capture.anatomy import Anatomy, Stack, stack_names
 from fullrank.capture.axes import Axes, axes_of
 from fullrank.capture.assign import Call, Spans, block_roles, model_roles
-from fullrank.capture.blocks import NOT_FOUND, find_stacks, named_blocks
+from fullrank.capture.blocks import find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.chain import chain_of
 from fullrank.capture.dispatch import overriding
@@ -23,14 +23,15 @@ from fullrank.capture.reading import MaskReader, Unreadable, looks_back, shape_o
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.tap import Tap, heads_of
 from fullrank.capture.tokens import over_tokens
+from fullrank.capture.unfound import why_no_blocks
 from fullrank.capture.visits import Attended, CallTree, Group, Visit, groups_of
 from fullrank.errors import ModelError
 
 __all__ = ["survey"]
 
 PIECES = (
-    "attention in {first}{others} is not reported: it is made of several softmaxes that are multiplied with each other "
-    "or with gathered pieces (landmarks, sparse blocks), and no one map is its own."
+    "attention in {first}{others} is not reported: it is put together from several softmaxes (landmarks, sparse blocks), "
+    "of which none is its map."
 )
 CHAIN = (
     "there are no repeated blocks: the layers of the network are its {layers} layers of weights, each with what "
@@ -77,7 +78,7 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
         stacks = [chain[0]]
         notes.append(CHAIN.format(layers=len(chain[0])))
     if not stacks:
-        raise ModelError(NOT_FOUND.format(model=type(model).__name__))
+        raise ModelError(why_no_blocks(model, unique, tree.visits))
     called = {id(visit): index for index, visit in enumerate(tree.visits)}
     stacks = [sorted(visits, key=lambda visit: called[id(visit)]) for visits in stacks]
     stacks.sort(key=lambda visits: called[id(visits[0])])
@@ -91,7 +92,9 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     return replace(anatomy, stacks=(replace(anatomy.stacks[0], end=chain[1]),))
 
 
-def _watch(model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]) -> tuple[CallTree, Spans]:
+def _watch(
+    model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]
+) -> tuple[CallTree, Spans]:
     masks = MaskReader()
 
     def on_call(call: KernelCall) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.products import Product, is_product, product_of
-from fullrank.capture.ways import IDENTITY, MOVES
+from fullrank.capture.ways import IDENTITY
 
 __all__ = ["Hit", "Region", "origin"]
 
@@ -16,7 +16,7 @@ _NONLINEAR = frozenset(
     | {"hardtanh", "hardsigmoid", "relu6", "mish", "softplus", "erf", "exp", "pow", "__pow__", "square", "softsign"}
     | {"sigmoid_", "tanh_", "logsigmoid", "prelu", "rrelu", "threshold", "softmax", "quick_gelu", "abs", "glu"}
 )
-_MIXING = frozenset({"cumsum", "cumprod", "logcumsumexp", "flip"})
+_MIXING = frozenset({"cumsum", "cumprod", "logcumsumexp", "conv1d"})
 _CARRIED = IDENTITY | frozenset({"dropout", "dropout_", "alpha_dropout", "feature_dropout"})
 
 
@@ -26,13 +26,11 @@ class Hit:
 
     Attributes:
         product: the product.
-        tip: the last pure view of its result before something else was done with it.
         nonlinear: whether a nonlinearity lies on a way from it.
         mixing: whether tokens are mixed on a way from it.
     """
 
     product: Product
-    tip: Ref
     nonlinear: bool
     mixing: bool
 
@@ -57,7 +55,6 @@ class Region:
         self._first = first
         self._ends = {(ref.node.order, ref.index) for ref in ends}
         self._products: dict[int, Product | None] = {}
-        self.halved: set[Ref] = set()  # what `glu` splits into a linear and a gating half
 
     def product(self, node: Node) -> Product | None:
         """What `product_of` says, asked once."""
@@ -69,56 +66,51 @@ class Region:
         """Whether a walk stops at a tensor: what the block was called with."""
         return (ref.node.order, ref.index) in self._ends
 
-    def up(self, start: Ref, *, through: frozenset[int] = frozenset()) -> tuple[list[Hit], bool]:
+    def up(self, start: Ref, stops: Set[int] = frozenset()) -> tuple[list[Hit], bool]:
         """The first products with a weight that a tensor was made from.
 
         Args:
             start: the tensor.
-            through: orders of products that the walk does not stop at.
+            stops: orders of calls that the walk does not go beyond, such as those that hand the stream on.
 
         Returns:
             The products, each with what lies between, and whether something that could not be seen was met.
         """
-        hits: dict[tuple[int, int, int], Hit] = {}
-        seen: set[tuple[int, int, bool, bool, int, int]] = set()
+        hits: dict[int, Hit] = {}
+        seen: set[tuple[int, int, bool, bool]] = set()
         opaque = False
-        waiting = [(start, start, False, False)]
+        waiting = [(start, False, False)]
         while waiting:
-            ref, tip, nonlinear, mixing = waiting.pop()
-            key = (ref.node.order, ref.index, nonlinear, mixing, tip.node.order, tip.index)
+            ref, nonlinear, mixing = waiting.pop()
+            key = (ref.node.order, ref.index, nonlinear, mixing)
             if key in seen or self.ends(ref):
                 continue
             seen.add(key)
             node = ref.node
-            if node.name in ("parameter", "buffer") or not node.data or node.attention:
+            if node.name in ("parameter", "buffer") or not node.data or node.attention or node.order in stops:
                 continue
             if node.name == "given":
                 opaque |= node.order >= self._first and node.floating
                 continue
             product = self.product(node)
-            if product is not None and node.order not in through:
-                place = (node.order, tip.node.order, tip.index)
-                hit = hits.setdefault(place, Hit(product, tip, False, False))
+            if product is not None:
+                hit = hits.setdefault(node.order, Hit(product, False, False))
                 hit.nonlinear |= nonlinear
                 hit.mixing |= mixing
                 continue
-            pure = node.name in MOVES or node.name in IDENTITY or node.name in ("view", "reshape")
             nonlinear |= node.name in _NONLINEAR
-            mixing |= node.name in _MIXING or (is_product(node) and product is None)
-            if node.name == "glu":
-                self.halved.update(node.parents)
-            for parent in node.parents:
-                if parent.node.floating:
-                    waiting.append((parent, tip if pure and len(node.parents) == 1 else parent, nonlinear, mixing))
-        return sorted(hits.values(), key=lambda hit: (hit.node.order, hit.tip.node.order, hit.tip.index)), opaque
+            mixing |= node.name in _MIXING or is_product(node)
+            waiting.extend((parent, nonlinear, mixing) for parent in node.parents if parent.node.floating)
+        return [hits[order] for order in sorted(hits)], opaque
 
     def states(self, stream: Ref) -> set[int]:
         """Orders of the calls that hand the stream on: additions to it, norms and views of it, and no product."""
         found = {stream.node.order}
         for node in self.calls:
-            if node.order > stream.node.order and self.product(node) is None and not is_product(node):
-                if not node.attention and any(p.node.order in found and p.node.floating for p in node.parents):
-                    found.add(node.order)
+            if node.order <= stream.node.order or node.attention or is_product(node) or self.product(node) is not None:
+                continue
+            if any(parent.node.order in found and parent.node.floating for parent in node.parents):
+                found.add(node.order)
         return found
 
     def down(self, start: Node, states: set[int]) -> list[Product]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fullrank.capture.lineage import Node, Ref
+from fullrank.capture.lineage import WRITTEN, Node, Ref
 from fullrank.capture.products import is_product, product_of
 
-__all__ = ["IDENTITY", "MOVES", "Way", "numbered"]
+__all__ = ["IDENTITY", "MOVES", "Way", "compact", "numbered"]
 
 _NONE = -1.0
 IDENTITY = frozenset(
@@ -48,7 +48,12 @@ class _Lost(Exception):  # noqa: N818 - ends a replay, never shown
 def numbered(shape: torch.Size, axes: tuple[int, ...]) -> Tensor:
     """A tensor whose entries are the number of their feature, counted along the given axes; no storage but for those.
 
-    Numbers are float32, so that complex views of them exist; they are exact below 2²⁴.
+    Args:
+        shape: of the tensor.
+        axes: those that hold features.
+
+    Returns:
+        Float32, so that complex views of it exist; exact below 2²⁴.
     """
     sizes = [shape[axis] for axis in axes]
     numbers = torch.arange(torch.Size(sizes).numel(), dtype=torch.float32).reshape(sizes)
@@ -94,8 +99,7 @@ class Way:
             found = made.get((ref.node.order, ref.index))
             return torch.full((), _NONE).expand(ref.shape) if found is None else found
 
-        outputs = _replay(node, sources, look)
-        for index, output in enumerate(outputs):
+        for index, output in enumerate(_replay(node, sources, look)):
             made[node.order, index] = output
 
 
@@ -112,7 +116,7 @@ def _between(start: Node, end: Node) -> list[Node]:
     return [back[order] for order in sorted(back)]
 
 
-def _replay(node: Node, sources: list[Ref], look: Callable[[Ref], Tensor]) -> list[Tensor]:
+def _replay(node: Node, sources: list[Ref], look: Callable[[Ref], Tensor]) -> Sequence[Tensor | None]:
     name = node.name
     if product_of(node) is not None or is_product(node) or node.attention:
         raise _Lost
@@ -135,6 +139,13 @@ def _replay(node: Node, sources: list[Ref], look: Callable[[Ref], Tensor]) -> li
         written = look(base).clone()
         written[_real(key)] = look(value)
         return [written]
+    if name == WRITTEN:
+        base, value, size, stride, offset = node.args
+        written = look(base).contiguous().clone()
+        written.as_strided(size, stride, offset).copy_(look(value))
+        return [written]
+    if name == "glu":
+        return [look(sources[0]).narrow(_glu_dim(node), 0, node.shapes[0][_glu_dim(node)])]
     if name == "copy_":
         return [look(node.args[1]).expand(node.shapes[0])] if len(node.args) > 1 else [look(sources[0])]
     if name in _CHANNELS or name in _POOLED:
@@ -145,6 +156,11 @@ def _replay(node: Node, sources: list[Ref], look: Callable[[Ref], Tensor]) -> li
     if name == "pad":
         return [torch.nn.functional.pad(look(node.args[0]), *_real(node.args[1:2]), value=_NONE)]
     return [_merged([look(ref) for ref in sources], shape) for shape in node.shapes]
+
+
+def _glu_dim(node: Node) -> int:
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else -1)
+    return int(dim)
 
 
 def _move(node: Node, look: Callable[[Ref], Tensor]) -> list[Tensor]:
@@ -175,19 +191,30 @@ def _kept(ref: Ref) -> Tensor:
     return ref.node.kept.cpu()
 
 
-def _merged(found: list[Tensor], shape: torch.Size) -> Tensor:
+def _merged(found: list[Tensor], shape: torch.Size) -> Tensor | None:
     merged: Tensor | None = None
     for numbers in found:
-        if numbers.shape != shape:
-            numbers = numbers.expand(shape)
+        sizes = zip(numbers.shape[::-1], shape[::-1], strict=False)
+        if numbers.ndim > len(shape) or any(mine not in (1, full) for mine, full in sizes):
+            continue  # a mean, a norm: a statistic of features is none of them
+        spread = numbers.expand(shape)
         if merged is None:
-            merged = numbers
+            merged = spread
         elif bool((_part(merged) < 0).any()):
-            merged = torch.where(_part(merged) < 0, numbers, merged)
-    if merged is None:
-        raise _Lost
+            merged = torch.where(_part(merged) < 0, spread, merged)
     return merged
 
 
 def _part(numbers: Tensor) -> Tensor:
     return numbers.real if numbers.is_complex() else numbers
+
+
+def compact(numbers: Tensor, *, keep_last: bool = False) -> Tensor:
+    """The numbers without the axes along which they do not change."""
+    if numbers.is_complex():
+        numbers = torch.view_as_real(numbers).flatten(-2)
+    for axis in range(numbers.ndim - (2 if keep_last else 1), -1, -1):
+        first = numbers.narrow(axis, 0, 1)
+        if numbers.shape[axis] > 1 and (numbers.stride(axis) == 0 or bool((numbers == first).all())):
+            numbers = first
+    return numbers

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fullrank.capture.reference import module_names
 from fullrank.errors import CaptureError
 
-__all__ = ["Role", "Runs", "Weight", "indices", "matrix", "per_head", "runs", "shape_of_parameter", "unreadable"]
+__all__ = ["Role", "Runs", "Weight", "indices", "matrix", "per_head", "part_of", "runs", "shape_of_parameter", "unreadable"]
 
 Role = Literal["q", "k", "v", "o", "up", "gate", "down", "embed", "unembed"]
 
@@ -177,8 +177,24 @@ def _quantised(held: Tensor) -> str:
     return ""
 
 
+def part_of(tensor: Tensor, weight: Weight) -> Tensor:
+    """What plays the role, of a tensor that is laid out as the whole parameter, such as its gradient.
+
+    Args:
+        tensor: of the parameter's shape.
+        weight: one of its roles.
+
+    Returns:
+        (out, in); a view where the rows and columns are one run.
+    """
+    return _chosen(_chosen(_as_matrix(tensor, weight), weight.rows, 0), weight.columns, 1)
+
+
 def _whole(model: nn.Module, weight: Weight) -> Tensor:
-    tensor = _fetched(model, weight.parameter)
+    return _as_matrix(_fetched(model, weight.parameter), weight)
+
+
+def _as_matrix(tensor: Tensor, weight: Weight) -> Tensor:
     if weight.expert is not None and weight.stacked:
         tensor = tensor[weight.expert]
     rows = torch.Size(tensor.shape[axis] for axis in weight.out_axes).numel()
