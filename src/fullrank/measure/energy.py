@@ -39,7 +39,7 @@ class Energy:
         self._parts: dict[tuple[Place, str], list[Parts]] = {}
         self._notes: dict[tuple[Place, str], str] = {}
 
-    def add(self, place: Place, X: Tensor, mask: Tensor, scope: str, *, note: str = "") -> None:
+    def add(self, place: Place, X: Tensor, mask: Tensor | None, scope: str, *, note: str = "") -> None:
         """Take in one batch: X (sequences, tokens, width), mask (sequences, tokens), what to know of its token part."""
         if note:
             self._notes[place, scope] = note

@@ -73,11 +73,12 @@ class StreamObserver:
         X = event.value
         real = real_or_all(event.real, X.shape[0], X.shape[1], X.device)
         place = Place(event.stack, event.layer, event.site, event.part)
-        self._see_tokens(place, X, real, "all")
+        padded = event.real is not None
+        self._see_tokens(place, X, real if padded else None, "all")
         if event.stack in self._causal:
-            self._see_tokens(place, X, late_tokens(real), "late")
+            self._see_tokens(place, *_some(X, late_tokens(real), X.shape[1] // 2, padded), "late")
         elif (event.site, event.part) == ("stream", "out"):
-            self._see_tokens(place, X, without_first(real), "no-first")
+            self._see_tokens(place, *_some(X, without_first(real), 1, padded), "no-first")
         if (event.site, event.part) == ("stream", "out"):
             if event.layer == 0:
                 self._counts.setdefault(event.stack, []).append(real.sum(-1))
@@ -114,7 +115,7 @@ class StreamObserver:
 
     # ------------------------------------------------------------ one state
 
-    def _see_tokens(self, place: Place, X: Tensor, mask: Tensor, scope: str) -> None:
+    def _see_tokens(self, place: Place, X: Tensor, mask: Tensor | None, scope: str) -> None:
         residual = metrics.residual(X, mask)
         floor = _floor_note(residual, X.dtype)
         self._samples.add(place, "rms", metrics.rms(X, mask), scope=scope, undefined=_FEW)
@@ -124,11 +125,12 @@ class StreamObserver:
         if (place.site, place.part) == ("stream", "out"):
             self._see_ranks(place, X, mask, scope, floor)
 
-    def _see_ranks(self, place: Place, X: Tensor, mask: Tensor, scope: str, floor: str) -> None:
+    def _see_ranks(self, place: Place, X: Tensor, mask: Tensor | None, scope: str, floor: str) -> None:
         both = metrics.both_singular_values(X, mask)
-        several = mask.sum(-1) >= 2  # every rank of a single token is 1, whatever the model does
+        count = real_or_all(mask, X.shape[0], X.shape[1], X.device).sum(-1)
+        several = count >= 2  # every rank of a single token is 1, whatever the model does
         for prefix, sigma in zip(("", "centered_"), both, strict=True):
-            ranks = metrics.ranks(sigma, tokens=mask.sum(-1), width=X.shape[-1], dtype=X.dtype, largest=both[0][..., 0])
+            ranks = metrics.ranks(sigma, tokens=count, width=X.shape[-1], dtype=X.dtype, largest=both[0][..., 0])
             for name, value in ranks.items():
                 note = floor if prefix else ""  # ranks of what is left of rounding
                 value = torch.where(several, value, torch.nan)
@@ -175,6 +177,11 @@ class StreamObserver:
             undefined="as many tokens as features: the row space of the first state is everything",
         )
         self._trails[place.stack] = _Trail(trail.first, kept, trail.basis)
+
+
+def _some(X: Tensor, kept: Tensor, start: int, padded: bool) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a scope: under a mask where there is padding, else cut out, which halves the work."""
+    return (X, kept) if padded else (X[:, start:], None)
 
 
 def _floor_note(residual: Tensor, dtype: torch.dtype) -> str:
