@@ -4,6 +4,7 @@ __all__ = [
     "BatchError",
     "CaptureError",
     "ContextError",
+    "EditError",
     "FullrankError",
     "ModelError",
     "NonFiniteError",
@@ -55,3 +56,7 @@ class TableError(FullrankError):
 
 class OutputError(FullrankError):
     """A path that cannot be written."""
+
+
+class EditError(FullrankError):
+    """A change to a model's forward that cannot be made or undone; then nothing was changed."""

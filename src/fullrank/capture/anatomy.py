@@ -67,10 +67,12 @@ class Anatomy:
     Attributes:
         stacks: in order of their first call.
         notes: sentences for the reader of a report.
+        apart: names of modules whose attention is made of several maps of which none is its own; they are not read.
     """
 
     stacks: tuple[Stack, ...]
     notes: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
 
 _VISION = re.compile(r"(^|[._])(vision|visual|image)", re.IGNORECASE)
@@ -85,7 +87,7 @@ def stack_names(firsts: Sequence[Visit], roles: Sequence[Set[str]]) -> list[str]
 
     Args:
         firsts: the first block call of each stack.
-        roles: of each stack's attention, any of `self`, `causal` and `cross`; empty without attention.
+        roles: of each stack's attention, any of `self`, `causal`, `cross` and `unread`; empty without attention.
 
     Returns:
         Names, told apart by `.1`, `.2`, … where needed.

@@ -42,7 +42,11 @@ def overriding(model: nn.Module, tap: Tap) -> Iterator[None]:
                     local = table._local_mapping
                     before = local.get(key)
                     put_back.callback(_restore, local, key, before)
-                    local[key] = _probe(table[key], key, tap, mine)
+                    entry = table[key]
+                    if hasattr(entry, "with_function"):  # an edit rewrites the call: it is seen as it is made
+                        local[key] = entry.with_function(_probe(entry.function, key, tap, mine))
+                    else:
+                        local[key] = _probe(entry, key, tap, mine)
         yield
 
 

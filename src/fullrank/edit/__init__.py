@@ -1,0 +1,29 @@
+"""Changing a forward and undoing it: blocks, attention calls, branches, states, weights."""
+
+from fullrank.edit.attention import replace_heads, rewrite_attention
+from fullrank.edit.branches import Branch, Branches, find_branches
+from fullrank.edit.call import Call
+from fullrank.edit.forwards import edits_in
+from fullrank.edit.handle import Edit, together
+from fullrank.edit.places import Place
+from fullrank.edit.scale import scale_branch
+from fullrank.edit.stream import replace_stream, skip_block
+from fullrank.edit.weights import reparametrize, replace_weight
+
+__all__ = [
+    "Branch",
+    "Branches",
+    "Call",
+    "Edit",
+    "Place",
+    "edits_in",
+    "find_branches",
+    "reparametrize",
+    "replace_heads",
+    "replace_stream",
+    "replace_weight",
+    "rewrite_attention",
+    "scale_branch",
+    "skip_block",
+    "together",
+]

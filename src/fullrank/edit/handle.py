@@ -1,0 +1,95 @@
+"""What every edit hands back: something to undo, to leave at the end of a `with` block, and to print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, Self
+
+__all__ = ["Change", "Edit", "make", "together"]
+
+
+class Change(Protocol):
+    """One thing that was changed on a model."""
+
+    def check(self) -> None:
+        """Raise an `EditError` where it cannot be taken back now; change nothing."""
+
+    def undo(self) -> None:
+        """Take it back."""
+
+
+class Edit:
+    """A change to a model that is in force until it is undone.
+
+    Made by the functions of this package. As a context manager it is undone at the end of the block, whatever happened
+    inside; as a plain handle by `undo()`. Edits nest, and may be undone in any order; where that cannot be, undoing
+    says so and changes nothing.
+
+    Attributes:
+        what: what is changed, in a few words.
+        where: names of the modules or parameters that are changed.
+        parameters: how many numbers to be trained were added.
+    """
+
+    def __init__(self, what: str, where: Sequence[str], changes: Sequence[Change], parameters: int = 0) -> None:
+        self.what = what
+        self.where = tuple(where)
+        self.parameters = parameters
+        self._changes = tuple(changes)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it was not undone yet."""
+        return bool(self._changes)
+
+    def undo(self) -> None:
+        """Put back what was there before, bit for bit; a second time nothing happens."""
+        for change in self._changes:
+            change.check()
+        for change in reversed(self._changes):
+            change.undo()
+        self._changes = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        where = ", ".join(self.where[:4]) + (f" and {len(self.where) - 4} more" if len(self.where) > 4 else "")
+        added = f"; {self.parameters} parameters added" if self.parameters else ""
+        return f"<{self.what} at {where}{added}{'' if self.in_force else '; undone'}>"
+
+
+def make(what: str, where: Sequence[str], changes: Iterable[Callable[[], Change]], parameters: int = 0) -> Edit:
+    """Make changes one after the other; where one fails, those before it are taken back.
+
+    Returns:
+        The handle.
+    """
+    made: list[Change] = []
+    try:
+        made.extend(change() for change in changes)
+    except BaseException:
+        for change_made in reversed(made):
+            change_made.undo()
+        raise
+    return Edit(what, where, made, parameters)
+
+
+def together(edits: Sequence[Edit]) -> Edit:
+    """Several edits as one handle; they are undone in reverse order.
+
+    Args:
+        edits: edits in force; their own handles are spent.
+
+    Returns:
+        The common handle.
+    """
+    changes = [change for edit in edits for change in edit._changes]
+    for edit in edits:
+        edit._changes = ()
+    what = "; ".join(dict.fromkeys(edit.what for edit in edits))
+    where = [place for edit in edits for place in edit.where]
+    return Edit(what, where, changes, sum(edit.parameters for edit in edits))

@@ -1,0 +1,145 @@
+"""Which modules an edit means: stacks, layers and parts, as capture names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fullrank.capture.anatomy import Anatomy, Stack
+from fullrank.capture.reference import module_names
+from fullrank.capture.wrappers import bare
+from fullrank.edit.forwards import Around, Begin, EditedForward, Enclosed, Turns
+from fullrank.edit.handle import Change
+from fullrank.errors import EditError
+
+__all__ = ["Place", "chosen_layers", "chosen_stacks", "enclosing", "modules_by_name", "one_stack"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something happens in a forward.
+
+    Attributes:
+        stack: name of the stack.
+        layer: n for the n-th block call.
+        part: of an attention call: `self`, `cross`, `self.1`, …; of a state: `out`.
+        path: name of the module.
+        tokens_first: whether the stream is (tokens, sequences, width).
+        grid: whether it is (sequences, rows, columns, width).
+    """
+
+    stack: str
+    layer: int
+    part: str
+    path: str
+    tokens_first: bool = False
+    grid: bool = False
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by their names in the model, and by those in what `torch.compile` and data parallelism wrap."""
+    return {name: module for one in (bare(model), model) for module, name in module_names(one).items()}
+
+
+def one_stack(anatomy: Anatomy, stack: str | None) -> Stack:
+    """The stack of that name, or the only one.
+
+    Returns:
+        The stack.
+
+    Raises:
+        EditError: where there is none, or several and none is named.
+    """
+    found = chosen_stacks(anatomy, stack)
+    if len(found) > 1:
+        raise EditError(f"stack= is needed: this model has {_names(anatomy)}.")
+    return found[0]
+
+
+def chosen_stacks(anatomy: Anatomy, stack: str | None) -> list[Stack]:
+    """The stack of that name, or all.
+
+    Returns:
+        At least one.
+
+    Raises:
+        EditError: where there is none of that name.
+    """
+    found = [one for one in anatomy.stacks if stack in (None, one.name)]
+    if not found:
+        raise EditError(f"stack={stack!r} is none of this model's stacks, which are {_names(anatomy)}.")
+    return found
+
+
+def chosen_layers(stack: Stack, layer: int | None, *, first: int = 1) -> list[int]:
+    """That layer of a stack, or all.
+
+    Returns:
+        Numbers of block calls, from 1; 0 is what the first is given.
+
+    Raises:
+        EditError: where the stack has no such layer.
+    """
+    layers = range(first, len(stack.paths) + 1)
+    if layer is None:
+        return list(layers)
+    if layer not in layers:
+        raise EditError(f"layer={layer!r}, but the stack {stack.name} has layers {first} to {len(stack.paths)}.")
+    return [layer]
+
+
+def enclosing(model: nn.Module, path: str, around: Around, turns: Turns) -> Iterator[Callable[[], Change]]:
+    """The changes that put an edit around a module of a model.
+
+    The fused fast path of `nn.TransformerEncoder` and its layers calls none of their modules: it is switched off while
+    a module runs in which something is edited.
+
+    Args:
+        model: the model.
+        path: name of the module.
+        around: the edit.
+        turns: counts the module's calls, where it is shared.
+
+    Yields:
+        Functions that make the changes.
+
+    Raises:
+        EditError: where the model has no module of that name.
+    """
+    modules = modules_by_name(model)
+    if path not in modules:
+        raise EditError(f"{path!r} is no module of this {type(bare(model)).__name__}.")
+    if turns.number > 1:
+        yield lambda: Enclosed(bare(model), Begin([turns]))
+    target = modules[path]
+    for module in bare(model).modules():
+        if isinstance(module, _FUSED) and any(child is target for child in module.modules()):
+            yield lambda module=module: Enclosed(module, Reference())  # type: ignore[misc]
+    yield lambda: Enclosed(target, around)
+
+
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+class Reference:
+    """Around a module with a fused path of its own: keeps it on the path that calls its modules."""
+
+    what = "no fused path"
+
+    def __call__(
+        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Any:
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _names(anatomy: Anatomy) -> str:
+    return ", ".join(stack.name for stack in anatomy.stacks) or "none"

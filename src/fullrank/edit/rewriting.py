@@ -1,0 +1,296 @@
+"""The torch function mode that rewrites the attention calls of one module while its forward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from fullrank.edit.call import Call
+from fullrank.edit.layout import Layout
+from fullrank.edit.looked_into import looked_into, unflatten
+from fullrank.edit.places import Place
+from fullrank.edit.softmaxes import CARRY, PRODUCTS, SOFTMAX, Softmax, Softmaxes, arranged, spelled_out
+from fullrank.errors import EditError
+
+__all__ = ["After", "Before", "Rewriting"]
+
+Before = Callable[[Call], Call]
+"""Called before the kernel; returns the call, changed by `Call.change` or not."""
+
+After = Callable[[Call, Tensor], Tensor]
+"""Called after the kernel with the call as it was made and its output (batch, heads, queries, width)."""
+
+
+class Rewriting(TorchFunctionMode):
+    """Sees the functions that a module calls; attention calls are made with what `before` and `after` make of them.
+
+    It lives as long as one forward of the module and is entered inside it: so a compiler traces it, and activation
+    checkpointing, which runs the forward again in the backward pass and perhaps in another thread, enters it again.
+
+    Args:
+        before: changes calls, or None.
+        after: changes outputs, or None.
+        take: gives the place of the next attention call of the module; None where it is not to be changed.
+        path: of the module.
+        batch: sequences in what the module was called with.
+        heads: that the module states.
+    """
+
+    def __init__(
+        self,
+        before: Before | None,
+        after: After | None,
+        take: Callable[[], Place | None],
+        path: str,
+        batch: int | None,
+        heads: int | None,
+    ) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.path, self.batch, self.heads = path, batch, heads
+        self.calls = 0
+        self.busy = False
+        self._take = take
+        self._softmaxes = Softmaxes()
+
+    def take(self) -> Place | None:
+        """The place of the attention call that happens now."""
+        self.calls += 1
+        return self._take()
+
+    def begin(self, call: Call) -> Call:
+        """The call that is to be made.
+
+        Returns:
+            What `before` made of it.
+
+        Raises:
+            EditError: where `before` returns something else than a call, or changes what this kernel does not show.
+        """
+        if self.before is None:
+            return call
+        changed = self.before(call)
+        if not isinstance(changed, Call):
+            raise EditError(f"before returned a {type(changed).__name__}; it must return call or call.change(…).")
+        for name in ("query", "key", "logits"):
+            if getattr(call, name) is None and getattr(changed, name) is not None:
+                raise EditError(f"before set {name}, which attention in {self.path} ({call.kernel}) does not show.")
+        return changed
+
+    def end(self, call: Call, output: Tensor) -> Tensor:
+        """The output that is to be handed on.
+
+        Returns:
+            What `after` made of it.
+
+        Raises:
+            EditError: where `after` returns something of another shape.
+        """
+        if self.after is None:
+            return output
+        changed = self.after(call, output)
+        if not isinstance(changed, Tensor) or changed.shape != output.shape:
+            found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise EditError(f"after returned {found} in {self.path}; it must return a tensor {tuple(output.shape)}.")
+        return changed
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, or the attention call that is made in its place."""
+        kwargs = kwargs or {}
+        if self.busy:
+            return func(*args, **kwargs)
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return looked_into(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention:
+            return self._fused(func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name in SOFTMAX:
+            output = func(*args, **kwargs)
+            self._softmaxes.begin(func, args, kwargs, output)
+            return output
+        if name in CARRY:
+            output = unflatten(*args) if func is Tensor.unflatten else func(*args, **kwargs)
+            self._softmaxes.carry(func, args, kwargs, output)
+            return output
+        if name in PRODUCTS:
+            return self._product(func, PRODUCTS[name], args, kwargs)
+        if name == "einsum":
+            return self._einsum(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    # ------------------------------------------------------------ fused kernels
+
+    def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = self.take()
+        if place is None:
+            return func(*args, **kwargs)
+        given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
+        query, key, value = given["query"], given["key"], given["value"]
+        mask = given.get("attn_mask")
+        layout = Layout.of(query.shape, self.batch, self.heads, self.path)
+        call = Call(
+            place=place,
+            kernel="scaled_dot_product_attention",
+            query=layout.fold(query),
+            key=layout.fold(key),
+            value=layout.fold(value),
+            mask=None if mask is None else layout.fold_mask(mask),
+            causal=bool(given.get("is_causal", False)),
+            scale=given.get("scale"),
+        )
+        changed = self.begin(call)
+        if changed.weights is not None:
+            output = changed.product()
+            like = query
+        else:
+            for name in ("query", "key", "value"):
+                if getattr(changed, name) is not getattr(call, name):
+                    given[name] = layout.unfold(getattr(changed, name), given[name], name)
+            if changed.changed_mask(call):
+                added = changed.additive()
+                given["attn_mask"] = None if added is None else _typed(layout.unfold_mask(added), given["query"])
+                given["is_causal"] = changed.causal and added is None
+            given["scale"] = changed.scale
+            like = func(**given)
+            output = layout.fold(like)
+        return layout.unfold(self.end(changed, output), like, "output")
+
+    # ------------------------------------------------------------ models that softmax themselves
+
+    def _product(self, func: Any, first: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        factors = (*args, *kwargs.values())
+        if len(factors) < first + 2:
+            return func(*args, **kwargs)
+        weights, value = factors[first], factors[first + 1]
+        softmax = self._softmaxes.find(weights)
+        if softmax is None or not _fits(softmax, weights, value):
+            return func(*args, **kwargs)
+        place = self.take()
+        if place is None:
+            return func(*args, **kwargs)
+
+        def run(weights: Tensor, value: Tensor) -> Tensor:
+            return func(*factors[:first], weights, value, *factors[first + 2 :])  # type: ignore[no-any-return]
+
+        return self._made(place, softmax, weights, value, None, run)
+
+    def _einsum(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        equation, *factors = args
+        if len(factors) == 1 and isinstance(factors[0], tuple | list):
+            factors = list(factors[0])
+        if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation:
+            return func(*args, **kwargs)
+        inputs, out = spelled_out(equation, factors).split("->")
+        labels = inputs.split(",")
+        for mine, other in ((0, 1), (1, 0)):
+            softmax = self._softmaxes.find(factors[mine])
+            orders = None if softmax is None else arranged(labels[mine], labels[other], out)
+            if softmax is None or orders is None:
+                continue
+            weights, value = factors[mine].permute(orders[0]), factors[other].permute(orders[1])
+            if not _fits(softmax, weights, value):
+                continue
+            place = self.take()
+            if place is None:
+                break
+
+            def run(weights: Tensor, value: Tensor, orders: Any = orders, first: bool = mine == 0) -> Tensor:
+                pair = weights.permute(_inverse(orders[0])), value.permute(_inverse(orders[1]))
+                return func(equation, *(pair if first else pair[::-1])).permute(orders[2])  # type: ignore[no-any-return]
+
+            return self._made(place, softmax, weights, value, orders[0], run).permute(_inverse(orders[2]))
+        return func(*args, **kwargs)
+
+    def _made(
+        self,
+        place: Place,
+        softmax: Softmax,
+        weights: Tensor,
+        value: Tensor,
+        order: list[int] | None,
+        run: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The product of a map that the model made and values, in (…, queries, keys) and (…, keys, width)."""
+        keys = weights.shape[-1]
+        full = softmax.logits if order is None or softmax.logits.ndim != len(order) else softmax.logits.permute(order)
+        shape = full.shape if full.ndim > weights.ndim else weights.shape
+        layout = Layout.of(shape, self.batch, self.heads, self.path)
+        if layout.swapped and full.ndim <= weights.ndim:
+            folded = layout.fold(weights)
+        else:
+            folded = weights.reshape(layout.batch, layout.heads, *weights.shape[-2:])
+        scores = full[..., :keys]
+        call = Call(
+            place=place,
+            kernel="softmax",
+            value=_like(layout, value),
+            weights=folded,
+            logits=layout.fold(scores) if layout.swapped else scores.reshape(folded.shape),
+        )
+        changed = self.begin(call)
+        if changed.weights is not call.weights:
+            weights = _back(layout, changed.weights, weights, "map")
+        elif changed.logits is not call.logits or changed.changed_mask(call):
+            added = changed.additive()
+            logits = changed.logits if added is None else _masked(changed.logits, added)
+            new = _back(layout, logits, scores, "scores")
+            if keys < full.shape[-1]:  # a sink takes part in the softmax and is dropped afterwards
+                new = torch.cat([new, full[..., keys:]], -1)
+            if order is not None and full.ndim == len(order):
+                new = new.permute(_inverse(order))
+            made = softmax.again(new.to(full.dtype))
+            weights = made if order is None else made.permute(order)
+        if changed.value is not call.value:
+            value = _back(layout, changed.value, value, "value")
+        output = run(weights.to(value.dtype) if changed.weights is not call.weights else weights, value)
+        if self.after is None:
+            return output
+        return _back(layout, self.end(changed, _like(layout, output)), output, "output")
+
+
+_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+def _fits(softmax: Softmax, weights: Any, value: Any) -> bool:
+    """Whether a product is one of a map over tokens, not of a router's choice, with values."""
+    keys = softmax.logits.shape[-1]
+    return (
+        isinstance(value, Tensor)
+        and weights.ndim > 2
+        and value.shape[-2] == weights.shape[-1]
+        and weights.shape[-1] in (keys, keys - 1)
+    )
+
+
+def _like(layout: Layout, tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1) if layout.swapped and tensor.ndim == 4 else layout.fold(tensor)
+
+
+def _back(layout: Layout, tensor: Tensor | None, like: Tensor, what: str) -> Tensor:
+    assert tensor is not None
+    if like.ndim == 3 and layout.swapped:
+        return tensor.transpose(0, 1).reshape(-1, *tensor.shape[-2:])
+    return layout.unfold(tensor, like, what)
+
+
+def _masked(logits: Tensor | None, added: Tensor) -> Tensor:
+    assert logits is not None
+    if added.dtype == torch.bool:
+        return logits.masked_fill(~added, torch.finfo(logits.dtype).min)
+    return logits + added
+
+
+def _typed(mask: Tensor, query: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask.to(query.dtype)
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]

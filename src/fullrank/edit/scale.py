@@ -1,0 +1,104 @@
+"""Scaling what a branch adds to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fullrank.edit.branches import Branches
+from fullrank.edit.forwards import EditedForward, Turns
+from fullrank.edit.handle import Change, Edit, make
+from fullrank.edit.places import enclosing, modules_by_name
+from fullrank.edit.registered import Added, refuse_wrapped
+from fullrank.edit.stream import with_state
+from fullrank.errors import EditError
+
+__all__ = ["scale_branch"]
+
+
+def scale_branch(
+    model: nn.Module,
+    branches: Branches,
+    *,
+    by: float | Tensor | Callable[[Tensor], Tensor],
+    stack: str | None = None,
+    layer: int | None = None,
+    branch: str | None = None,
+    name: str = "scale",
+) -> Edit:
+    """Multiply what a branch adds to the stream: X + by · F(X) in place of X + F(X); 0 removes the branch.
+
+    Args:
+        model: the model.
+        branches: what `find_branches` found.
+        by: a number, a tensor per feature or one that broadcasts to what is added, or a function of what is added. An
+            `nn.Parameter` or a module becomes part of the module that returns the branch, under `name`, so that
+            optimisers, `state_dict`, `to()` and DDP find it.
+        stack: only in this stack.
+        layer: only in this block call.
+        branch: `attention`, `cross`, `mlp`, or with a number (`mlp.1`); all by default.
+        name: under which a parameter or a module is registered.
+
+    Returns:
+        The handle.
+
+    Raises:
+        EditError: where there is no such branch, or the name is taken.
+    """
+    wanted = {"stack": stack, "layer": layer, "name": branch}
+    chosen = [one for one in branches if all(value in (None, getattr(one, key)) for key, value in wanted.items())]
+    if not chosen:
+        asked = " ".join(f"{key}={value!r}" for key, value in wanted.items() if value is not None)
+        reason = " ".join(branches.notes) or "the branches found are: " + _listed(branches)
+        raise EditError(f"no branch was found at {asked or 'any place'}; {reason}")
+    registered = isinstance(by, nn.Parameter | nn.Module)
+    if registered:
+        refuse_wrapped(model)
+    turns_of: dict[tuple[str, int | str], set[int]] = {}
+    calls = {one.path: one.calls for one in chosen}
+    for one in chosen:
+        turns_of.setdefault((one.path, one.item), set()).add(one.turn)
+
+    def changes() -> Iterator[Callable[[], Change]]:
+        modules = modules_by_name(model)
+        for (path, item), turns_wanted in turns_of.items():
+            if registered and path in modules:
+                yield lambda path=path: Added(modules[path], name, by)  # type: ignore[misc, arg-type]
+            turns = Turns(calls[path])
+            yield from enclosing(model, path, _Scale(by, item, turns_wanted, turns, path), turns)
+
+    where = [f"{one.stack} layer {one.layer} {one.name} ({one.path})" for one in chosen]
+    parameters = by.parameters() if isinstance(by, nn.Module) else [by] if isinstance(by, nn.Parameter) else []
+    return make("scale the branch", where, changes(), sum(p.numel() for p in parameters))
+
+
+class _Scale:
+    what = "scale the branch"
+
+    def __init__(self, by: Any, item: int | str, wanted: set[int], turns: Turns, path: str) -> None:
+        self._by, self._item, self._wanted, self._turns, self._path = by, item, wanted, turns, path
+
+    def __call__(
+        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Any:
+        self._turns.begin()
+        turn = self._turns.next()
+        output = run(*args, **kwargs)
+        if turn not in self._wanted:
+            return output
+        added = output if isinstance(output, Tensor) else output[self._item]
+        scaled = self._by(added) if callable(self._by) else added * self._by
+        if not isinstance(scaled, Tensor) or scaled.shape != added.shape:
+            shape = tuple(scaled.shape) if isinstance(scaled, Tensor) else type(scaled).__name__
+            raise EditError(f"what {self._path} adds is {tuple(added.shape)}, and scaled it would be {shape}.")
+        if isinstance(output, Mapping) or not isinstance(output, Tensor):
+            return with_state(output, scaled.to(added.dtype), self._item)
+        return scaled.to(added.dtype)
+
+
+def _listed(branches: Branches) -> str:
+    names = dict.fromkeys(f"{one.stack} {one.layer} {one.name}" for one in branches)
+    shown = list(names)[:8]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "") + "."

@@ -1,0 +1,197 @@
+"""Edits of the residual stream: skip a block, replace a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fullrank.capture.anatomy import Anatomy
+from fullrank.capture.tensors import first_state, stream_input
+from fullrank.edit.forwards import EditedForward, Turns
+from fullrank.edit.handle import Edit, make
+from fullrank.edit.places import Place, chosen_layers, enclosing, one_stack
+from fullrank.errors import EditError
+
+__all__ = ["StateValue", "replace_stream", "skip_block", "with_state"]
+
+StateValue = Tensor | float | Callable[[Tensor], Tensor]
+"""What takes the place of a tensor: a tensor that broadcasts to it, a number, or a function of it."""
+
+
+def skip_block(model: nn.Module, where: Anatomy | str, *, stack: str | None = None, layer: int | None = None) -> Edit:
+    """Let a block hand its input stream on: X_n = X_{n−1}.
+
+    The block still runs, on a copy of the stream, and only the state in its output is replaced: what it returns
+    beside (caches, maps, biases for the layers after it, losses of routers) and what it writes into a cache are what it
+    makes of its input, so that later layers and later tokens find what they expect. Gradients reach its weights
+    through those other things at most.
+
+    Args:
+        model: the model.
+        where: what `capture.survey` found, or the name of a block: then all its calls are skipped.
+        stack: with an anatomy: the stack; may be left out where there is one.
+        layer: with an anatomy: the n-th block call, from 1.
+
+    Returns:
+        The handle.
+
+    Raises:
+        EditError: where there is no such block. A block whose output has another shape than its input is found at the
+            first forward, which raises it too.
+    """
+    if isinstance(where, str):
+        path, turns, wanted, place = where, Turns(1), {0}, where
+    else:
+        found = one_stack(where, stack)
+        if layer is None:
+            raise EditError(f"layer= is needed: which of the {len(found.paths)} block calls of {found.name} to skip.")
+        chosen_layers(found, layer)
+        path, turns, wanted = _turn(found.paths, layer)
+        place = f"{found.name} layer {layer} ({path})"
+    around = _Skip(turns, wanted, path)
+    return make("skip the block", [place], enclosing(model, path, around, turns))
+
+
+def replace_stream(
+    model: nn.Module, anatomy: Anatomy, value: StateValue, *, stack: str | None = None, layer: int
+) -> Edit:
+    """Put something else in the place of the residual stream after a block, or before the first.
+
+    Args:
+        model: the model.
+        anatomy: what `capture.survey` found.
+        value: a tensor that broadcasts to (sequences, tokens, width), a number, or a function of the state in this
+            form. The sequences' means: `lambda X: X.mean(1, keepdim=True)`.
+        stack: the stack; may be left out where there is one.
+        layer: 0 for what the first block is given, n for what the n-th block call returns.
+
+    Returns:
+        The handle.
+
+    Raises:
+        EditError: where there is no such place. A value that does not fit is found at the first forward.
+    """
+    found = one_stack(anatomy, stack)
+    chosen_layers(found, layer, first=0)
+    path, turns, wanted = _turn(found.paths, max(layer, 1))
+    place = Place(found.name, layer, "out", path, found.tokens_first, found.grid)
+    around = _Replace(turns, wanted, place, value)
+    where = f"{found.name} layer {layer} ({'input' if layer == 0 else 'output'} of {path})"
+    return make("replace the stream", [where], enclosing(model, path, around, turns))
+
+
+def _turn(paths: tuple[str, ...], layer: int) -> tuple[str, Turns, set[int]]:
+    """Name of the block of a layer, a counter of its calls, and which of them is meant."""
+    path = paths[layer - 1]
+    return path, Turns(paths.count(path)), {paths[: layer - 1].count(path)}
+
+
+class _Skip:
+    what = "skip the block"
+
+    def __init__(self, turns: Turns, wanted: set[int], path: str) -> None:
+        self._turns, self._wanted, self._path = turns, wanted, path
+
+    def __call__(
+        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Any:
+        self._turns.begin()
+        if self._turns.next() not in self._wanted:
+            return run(*args, **kwargs)
+        stream = stream_input(args, kwargs)
+        if stream is None:
+            raise EditError(f"block {self._path} cannot be skipped: it is not called with a tensor to hand on.")
+        copied = stream.clone()
+        output = run(*_with_item(args, stream, copied), **_with_named(kwargs, stream, copied))
+        state = first_state(output)
+        if state is None or state.shape != stream.shape:
+            shape = None if state is None else tuple(state.shape)
+            raise EditError(
+                f"block {self._path} cannot be skipped: it is called with {tuple(stream.shape)} and returns {shape}."
+            )
+        return with_state(output, stream)
+
+
+class _Replace:
+    what = "replace the stream"
+
+    def __init__(self, turns: Turns, wanted: set[int], place: Place, value: StateValue) -> None:
+        self._turns, self._wanted, self._place, self._value = turns, wanted, place, value
+
+    def __call__(
+        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Any:
+        self._turns.begin()
+        if self._turns.next() not in self._wanted:
+            return run(*args, **kwargs)
+        if self._place.layer == 0:
+            stream = stream_input(args, kwargs)
+            if stream is None:
+                raise EditError(f"block {self._place.path} is not called with a tensor that could be its stream.")
+            new = self._new(stream)
+            return run(*_with_item(args, stream, new), **_with_named(kwargs, stream, new))
+        output = run(*args, **kwargs)
+        state = first_state(output)
+        if state is None:
+            raise EditError(f"block {self._place.path} returns no tensor that could be its stream.")
+        return with_state(output, self._new(state))
+
+    def _new(self, state: Tensor) -> Tensor:
+        seen = state
+        if state.ndim == 2:
+            seen = state.unsqueeze(0)
+        elif state.ndim == 3 and self._place.tokens_first:
+            seen = state.transpose(0, 1)
+        elif state.ndim == 4 and self._place.grid:
+            seen = state.flatten(1, 2)
+        new = new_value(self._value, seen, f"the stream at {self._place.path}")
+        if state.ndim == 3 and self._place.tokens_first:
+            new = new.transpose(0, 1)
+        return new.reshape(state.shape)
+
+
+def new_value(value: StateValue, seen: Tensor, what: str) -> Tensor:
+    """What takes the place of a tensor, in its shape, type and place.
+
+    Returns:
+        The new tensor.
+
+    Raises:
+        EditError: where it does not broadcast.
+    """
+    new = value(seen) if callable(value) else value
+    if not isinstance(new, Tensor):
+        return torch.full_like(seen, new)
+    new = new.to(device=seen.device, dtype=seen.dtype)
+    fits = new.ndim <= seen.ndim and all(
+        a in (1, b) for a, b in zip(reversed(new.shape), reversed(seen.shape), strict=False)
+    )
+    if not fits:
+        raise EditError(f"{what} is {tuple(seen.shape)}, and the value for it is {tuple(new.shape)}.")
+    return new.expand(seen.shape)
+
+
+def with_state(output: Any, state: Tensor, item: int | str = 0) -> Any:
+    """What a module returned, with another tensor in one place.
+
+    Returns:
+        An output of the same kind.
+    """
+    if isinstance(output, Tensor):
+        return state
+    if isinstance(output, Mapping):
+        key = list(output)[item] if isinstance(item, int) else item
+        return type(output)(**{**output, key: state})
+    items = [state if index == item else each for index, each in enumerate(output)]
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def _with_item(args: tuple[Any, ...], old: Tensor, new: Tensor) -> tuple[Any, ...]:
+    return tuple(new if item is old else item for item in args)
+
+
+def _with_named(kwargs: dict[str, Any], old: Tensor, new: Tensor) -> dict[str, Any]:
+    return {name: new if item is old else item for name, item in kwargs.items()}
