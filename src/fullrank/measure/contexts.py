@@ -22,8 +22,8 @@ __all__ = ["ByPosition", "Reading", "first_tokens", "in_context", "rows_in_conte
 Seen = StreamState | AttentionCall
 """What has a length to be cut: gradients of a loss over all tokens have none."""
 
-_MODIFIERS = ("no-sink",)
-"""Parts of a scope that say what was left out; the rest says over which tokens."""
+_TOKENS = ("late", "samples")
+"""Parts of a scope that say over which tokens a number was taken; others say what was left out of them."""
 
 
 def in_context(scope: str, context: int) -> str:
@@ -59,7 +59,7 @@ def _number(row: Row) -> tuple[str, int, str, str, str]:
 
 def _tokens(scope: str) -> str:
     """`late+no-sink` → `late`, `no-sink` → `all`."""
-    return "+".join(part for part in scope.split("+") if part not in _MODIFIERS) or "all"
+    return next((part for part in _TOKENS if part in scope.split("+")), "all")
 
 
 def first_tokens(event: Seen, context: int) -> Seen | None:
