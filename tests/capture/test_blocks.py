@@ -145,7 +145,7 @@ def test_longformer_says_that_its_band_is_not_reported():
     model = hf.LongformerModel(config).eval()
     keep, recorder, _ = record(model, lambda: model(ids(2, 8)))
     assert not keep.calls
-    assert any("softmax in the blocks of backbone" in note for note in recorder.notes)
+    assert any("softmax in the blocks of encoder" in note for note in recorder.notes)
 
 
 def test_attention_outside_of_the_blocks_is_left_out_and_said():

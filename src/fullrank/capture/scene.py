@@ -241,6 +241,8 @@ class Scene:
         if not self._running or self._running[-1].stream is None:
             self._note(f"attention in {path or 'the model'}, outside of the blocks, is not reported.")
             return
+        if call.weights is not None and path in self._anatomy.apart:
+            return  # the survey has said why
         block = self._running[-1]
         stack = self._anatomy.stacks[block.stack]
         heads = self._heads(block)
@@ -292,8 +294,9 @@ class Scene:
         return next((found for _, module in reversed(inside) if (found := heads_of(module))), None)
 
     def _report_unused(self, block: _Block) -> None:
+        apart = any(path.startswith(block.path) for path in self._anatomy.apart)  # then the survey has said so
         for shape in self._tap.softmaxes.take_unused():  # always asked: it lets go of their inputs
-            if "attention" in self._needs and len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
+            if "attention" in self._needs and not apart and len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
                 name = self._anatomy.stacks[block.stack].name
                 self._note(
                     f"a softmax in the blocks of {name} is not multiplied with values as a plain product: not reported."

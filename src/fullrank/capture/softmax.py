@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.marks import Marks
+from fullrank.capture.tensors import tensors_in
 
 __all__ = ["SoftmaxTrace"]
 
@@ -32,15 +33,25 @@ class _Softmax:
     logits: Tensor
     shape: torch.Size  # of the softmax
     last: bool  # over the last dimension
+    where: str = ""  # the module that called it
     used: bool = False
     dropped: bool = False  # dropout has acted on it since
 
 
 class SoftmaxTrace:
-    """Follows softmax results to the products they become a factor of. Keeps none of the results alive."""
+    """Follows softmax results to the products they become a factor of. Keeps none of the results alive.
+
+    Attributes:
+        where: name of the module that runs, where somebody keeps it up to date.
+        pieces: names of the modules in which a map over heads was left without values, or was multiplied with what
+            other softmaxes gave and nothing else: attention there is made of pieces, and none of them is its map.
+    """
 
     def __init__(self) -> None:
+        self.where = ""
+        self.pieces: set[str] = set()
         self._known: dict[int, tuple[weakref.ref[Tensor], _Softmax]] = {}
+        self._alone: dict[int, weakref.ref[Tensor]] = {}  # computed from softmaxes and from nothing else of the stream
         self._open: list[_Softmax] = []
 
     def see(
@@ -56,6 +67,14 @@ class SoftmaxTrace:
             return None
         if not self._known:
             return None
+        call = self._use(name, args, kwargs, output, marks, heads)
+        if call is None:
+            self._follow(args, kwargs, output, marks)
+        return call
+
+    def _use(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, marks: Marks, heads: int | None
+    ) -> KernelCall | None:
         if name in _CARRY:
             found = self._find(args[0]) if args else None
             if found is not None and isinstance(output, Tensor):
@@ -73,10 +92,12 @@ class SoftmaxTrace:
 
     def take_unused(self) -> list[torch.Size]:
         """Shapes of the softmaxes that met no values since the last question."""
-        shapes = [softmax.shape for softmax in self._open if not softmax.used]
+        unused = [softmax for softmax in self._open if not softmax.used]
+        self.pieces |= {softmax.where for softmax in unused if len(softmax.shape) > 3 and softmax.shape[-2] > 1}
         self._open.clear()
         self._known.clear()
-        return shapes
+        self._alone.clear()
+        return [softmax.shape for softmax in unused]
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         given = args[0] if args else kwargs.get("input")
@@ -84,9 +105,23 @@ class SoftmaxTrace:
         if not isinstance(given, Tensor) or not isinstance(dim, int) or output.ndim < 2:
             return
         last = dim in (-1, output.ndim - 1)
-        softmax = _Softmax(given.detach(), output.shape, last)
+        softmax = _Softmax(given.detach(), output.shape, last, self.where)
         self._open.append(softmax)
         self._know(output, softmax)
+        self._alone[id(output)] = weakref.ref(output)
+
+    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, marks: Marks) -> None:
+        """What is computed from softmaxes and from nothing else that a block is called with."""
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        given = [tensor for tensor in (*tensors_in(args), *tensors_in(kwargs.values())) if tensor.is_floating_point()]
+        alone = [self._is_alone(tensor) for tensor in given]
+        if any(alone) and all(own or not marks.of(tensor) for own, tensor in zip(alone, given, strict=True)):
+            self._alone[id(output)] = weakref.ref(output)
+
+    def _is_alone(self, tensor: Tensor) -> bool:
+        found = self._alone.get(id(tensor))
+        return found is not None and found() is tensor
 
     def _einsum(self, args: tuple[Any, ...], marks: Marks, heads: int | None) -> KernelCall | None:
         equation, *factors = args
@@ -117,6 +152,10 @@ class SoftmaxTrace:
         permuted: tuple[int, ...] | None = None,
     ) -> KernelCall | None:
         if not found.last:
+            return None
+        if self._is_alone(value if source is None else source):
+            self.pieces.add(found.where)
+            found.used = True
             return None
         keys = found.shape[-1]
         if value.shape[-2] != weights.shape[-1] or weights.shape[-1] not in (keys, keys - 1):
