@@ -53,9 +53,11 @@ class Spans:
         self.lineage = lineage
         self._of: dict[int, tuple[object, Span]] = {}
 
-    def enter(self, visit: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module is called."""
+    def enter(self, visit: object, args: tuple[Any, ...], kwargs: dict[str, Any], *, member: bool) -> None:
+        """A module is called; one that may be a block is called with states, whatever they were made from."""
         stream = stream_input(args, kwargs)
+        if member and isinstance(stream, Tensor):
+            self.lineage.enter(stream)
         given = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
         refs = [self.lineage.ref(tensor) for tensor in given]
         span = Span(len(self.lineage.nodes), given=refs)

@@ -182,6 +182,23 @@ class Lineage:
             return found[1]
         return self._stranger(tensor)
 
+    def enter(self, state: Tensor) -> None:
+        """A tensor is a state, even where it was made from nothing but parameters (learned queries) or from zeros."""
+        ref = self.ref(state)
+        if ref.node.data or ".parametrizations." in f".{ref.node.tensor}.":
+            return
+        node = Node(
+            order=len(self.nodes),
+            name="alias",
+            parents=(ref,),
+            shapes=(state.shape,),
+            data=True,
+            stored=ref.node.stored,
+            floating=ref.node.floating,
+        )
+        self.nodes.append(node)
+        self._know(state, node.out)
+
     # ------------------------------------------------------------ leaves
 
     def _stranger(self, tensor: Tensor) -> Ref:

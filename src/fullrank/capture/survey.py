@@ -112,7 +112,7 @@ def _watch(
     with ExitStack() as put_back, torch.no_grad():
         tap.stance = put_back.enter_context(reference_path(model, notes))
         for module, name in names.items():
-            hooks = _hooks(tree, spans, name)
+            hooks = _hooks(tree, spans, name, module in groups)
             put_back.callback(module.register_forward_pre_hook(hooks[0], with_kwargs=True).remove)
             put_back.callback(module.register_forward_hook(hooks[1], always_call=True).remove)
         put_back.enter_context(overriding(model, tap))
@@ -121,10 +121,12 @@ def _watch(
     return tree, spans
 
 
-def _hooks(tree: CallTree, spans: Spans, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def _hooks(
+    tree: CallTree, spans: Spans, name: str, member: bool
+) -> tuple[Callable[..., None], Callable[..., None]]:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tree.enter(module, name, args, kwargs)
-        spans.enter(tree.current, args, kwargs)
+        spans.enter(tree.current, args, kwargs, member=member)
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         spans.leave(tree.current, output)

@@ -99,7 +99,7 @@ class Region:
                 hit.mixing |= mixing
                 continue
             nonlinear |= node.name in _NONLINEAR
-            mixing |= node.name in _MIXING or is_product(node)
+            mixing |= node.name in _MIXING or is_product(node) or _token_by_token(node)
             waiting.extend((parent, nonlinear, mixing) for parent in node.parents if parent.node.floating)
         return [hits[order] for order in sorted(hits)], opaque
 
@@ -151,6 +151,14 @@ class Region:
 
 
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+
+
+def _token_by_token(node: Node) -> bool:
+    """Whether a call writes one place of a tensor, as a loop over tokens does."""
+    if node.name != "__setitem__":
+        return False
+    key = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return any(isinstance(index, int) and not isinstance(index, bool) for index in key)
 
 
 def origin(ref: Ref) -> Ref:

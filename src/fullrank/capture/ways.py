@@ -39,6 +39,7 @@ MOVES = frozenset(
 _SHAPED_LIKE = frozenset({"view_as", "reshape_as", "expand_as"})
 _CHANNELS = frozenset({"conv1d", "conv2d", "conv3d"})
 _POOLED = frozenset({"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"})
+_REDUCED = frozenset({"mean", "sum", "amax", "amin", "max", "min"})
 
 
 class _Lost(Exception):  # noqa: N818 - ends a replay, never shown
@@ -153,9 +154,21 @@ def _replay(node: Node, sources: list[Ref], look: Callable[[Ref], Tensor]) -> Se
         axis = 1 if numbers.ndim > 2 else 0
         first = numbers[(slice(None),) * (axis + 1) + (slice(0, 1),) * (numbers.ndim - axis - 1)]
         return [first.expand(node.shapes[0])]
+    if name in _REDUCED:
+        return _reduced(node, look(sources[0]))
     if name == "pad":
         return [torch.nn.functional.pad(look(node.args[0]), *_real(node.args[1:2]), value=_NONE)]
     return [_merged([look(ref) for ref in sources], shape) for shape in node.shapes]
+
+
+def _reduced(node: Node, numbers: Tensor) -> list[Tensor | None]:
+    """Over an axis along which the features do not change (views, tokens) they are what they were."""
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    keepdim = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
+    if not isinstance(dim, int | tuple | list) or numbers.is_complex():
+        return [None]
+    highest = numbers.amax(dim, keepdim=keepdim)
+    return [highest if torch.equal(highest, numbers.amin(dim, keepdim=keepdim)) else None]
 
 
 def _glu_dim(node: Node) -> int:
