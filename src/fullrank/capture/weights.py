@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from fullrank.capture.reference import module_names
 from fullrank.errors import CaptureError
 
-__all__ = ["Role", "Runs", "Weight", "indices", "matrix", "per_head", "part_of", "runs", "shape_of_parameter", "unreadable"]
+__all__ = [
+    "Role",
+    "Runs",
+    "Weight",
+    "indices",
+    "matrix",
+    "part_of",
+    "per_head",
+    "runs",
+    "shape_of_parameter",
+    "unreadable",
+]
 
 Role = Literal["q", "k", "v", "o", "up", "gate", "down", "embed", "unembed"]
 
