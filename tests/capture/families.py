@@ -6,11 +6,16 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import families_audio
 import families_decoders
 import families_encoders
 import families_experts
+import families_hybrids
+import families_multimodal
 import families_other
+import families_pairs
 import families_text
+import families_vision
 import torch
 from family import ENDS, FAMILIES, IMAGE, REFUSED, TEXT, floats, ids
 from seen import Case, Keep, record
@@ -18,6 +23,7 @@ from seen import Case, Keep, record
 from fullrank.capture import Recorder
 
 __all__ = ["ENDS", "FAMILIES", "IMAGE", "REFUSED", "TEXT", "Observed", "build", "floats", "ids", "observed"]
+__all__ += ["families_audio", "families_hybrids", "families_multimodal", "families_pairs", "families_vision"]
 __all__ += ["families_decoders", "families_encoders", "families_experts", "families_other", "families_text"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,9 +61,14 @@ class Case:
     with_read: bool = True
     with_read_mid: bool = True  # beside both of the above
     says: tuple[str, ...] = ()  # parts of notes that tell what was not seen
+    of_stack: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs; with_mid may list the layers
+
+    def expected(self, stack: str, name: str) -> Any:
+        return self.of_stack.get(stack, {}).get(name, getattr(self, name))
 
     def run(self) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # some draw which patches they look at
             return self.model(**self.batch)
 
 
