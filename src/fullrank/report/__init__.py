@@ -3,5 +3,6 @@
 from fullrank.report.overlay import Overlay
 from fullrank.report.report import Report
 from fullrank.report.spectrum import HeadSpectrum
+from fullrank.report.variants import Variants
 
-__all__ = ["HeadSpectrum", "Overlay", "Report"]
+__all__ = ["HeadSpectrum", "Overlay", "Report", "Variants"]

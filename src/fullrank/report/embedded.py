@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["embedded", "script_safe"]
 
 _FIRST_PROFILES = ("token_energy", "similarity", "centered_stable_rank", "residual")
+_MOST_MAPS = 3
 _FIRST_MAPS = ("normalized_entropy", "sink_mass", "attention_s2")
 
 
@@ -32,7 +33,8 @@ def embedded(reports: Sequence[Report], labels: Sequence[str], series: Sequence[
     return {
         "template": TEMPLATE,
         "profiles": _profiles(series),
-        "maps": _maps(series),
+        # of many reports the first and the last are compared head by head: more maps than three have no room
+        "maps": _maps(series if len(series) <= _MOST_MAPS else (series[0], series[-1])),
         "spectra": _spectra(series),
         "table": _table(reports, labels),
         "scopes": {row.scope: scope_words(row.scope) for one in series for row in one.rows},

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from fullrank.report.courses import courses
 from fullrank.report.embedded import embedded, script_safe
 from fullrank.report.glossary import term
 from fullrank.report.headlines import headlines
@@ -15,12 +16,15 @@ from fullrank.report.wording import examined, model_title, row_notes, scope_word
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
+    from fullrank.report.variants import Variants
 
 __all__ = ["page", "summary"]
 
 
-def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
+def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants | None = None) -> str:
     """One HTML document: styles, scripts and data inside, nothing asked of the network.
+
+    Of variants the page opens with what changed, and has a section of every metric against them.
 
     A content security policy forbids every request, so that this holds whatever the drawing library would do.
 
@@ -32,9 +36,11 @@ def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
 
     series = series_of(reports, labels)
     data = embedded(reports, labels, series)
+    data["series"] = None if variants is None else courses(variants)
     return _render(
         "page.html",
-        title=" and ".join(label or model_title(report.about) for report, label in _pairs(reports, labels)),
+        title=_title(reports, labels, variants),
+        variants=variants,
         reports=_overviews(reports, labels),
         scope_words=scope_words,
         terms=[term(metric) for metric in data["terms"]],
@@ -44,6 +50,12 @@ def page(reports: Sequence[Report], labels: Sequence[str]) -> str:
         plotly=Markup(get_plotlyjs()),
         json=Markup(script_safe(data)),
     )
+
+
+def _title(reports: Sequence[Report], labels: Sequence[str], variants: Variants | None) -> str:
+    if variants is not None:
+        return f"{len(variants)} variants: {labels[0]}" + (f" to {labels[-1]}" if len(labels) > 1 else "")
+    return " and ".join(label or model_title(report.about) for report, label in _pairs(reports, labels))
 
 
 def summary(reports: Sequence[Report], labels: Sequence[str]) -> str:

@@ -20,12 +20,13 @@ from fullrank.report.style import (
     layer_axis,
     meaning,
     panels,
+    shade,
     wrapped,
 )
 from fullrank.report.wording import at_floor, evidence, number
 from fullrank.table import Row
 
-__all__ = ["profile"]
+__all__ = ["place_words", "profile"]
 
 _MARKS = {"out": ("circle", "solid"), "mid": ("circle-open", "dot"), "read": ("square-open", "dash")}
 _OTHER = (("diamond", "solid"), ("cross", "dash"), ("triangle-up", "dot"), ("x", "dashdot"), ("star", "longdash"))
@@ -85,7 +86,11 @@ def profile(
                 rows = [row for row in found[one.label] if row.stack == name and (row.site, row.part) == place]
                 if not rows:
                     continue
+                if len(series) > len(COLOURS) and place != ("stream", "out") and ("stream", "out") in places:
+                    continue  # a legend of so many lines could not be read
                 colour = COLOURS[(index if len(series) > 1 else position) % len(COLOURS)]
+                if len(series) > len(COLOURS):
+                    colour = shade(index, range(len(series)))
                 trace = _trace(rows, place, position, one.label, colour, meaning(words))
                 trace |= {"xaxis": axis_name("x", panel), "yaxis": axis_name("y", panel)}
                 if len(series) > 1 and place != ("stream", "out") and ("stream", "out") in places:
@@ -120,7 +125,7 @@ def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, c
     middle = part == "mid" and site in ("stream", "read")
     kind = site if site == "read" else part
     symbol, dash = _MARKS.get(kind) or _OTHER[position % len(_OTHER)]
-    name = " · ".join(words for words in (label, _place(site, part)) if words)
+    name = " · ".join(words for words in (label, place_words(site, part)) if words)
     spread = [drawable(row.stderr) for row in rows]
     return {
         "type": "scatter",
@@ -129,7 +134,7 @@ def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, c
         "x": [row.layer - 0.5 if middle else row.layer for row in rows],
         "y": [drawable(row.value) for row in rows],
         "customdata": [
-            [row.layer, number(row.value), wrapped(evidence(row)), escaped(_title(_place(site, part), [row]))]
+            [row.layer, number(row.value), wrapped(evidence(row)), escaped(_title(place_words(site, part), [row]))]
             for row in rows
         ],
         "error_y": {"type": "data", "array": spread, "thickness": 1, "width": 0, "visible": any(spread)},
@@ -155,7 +160,8 @@ def _order(place: tuple[str, str]) -> int:
     return known.index(place) if place in known else len(known)
 
 
-def _place(site: str, part: str) -> str:
+def place_words(site: str, part: str) -> str:
+    """Where in a block a number was taken: `block output`, `between attention and MLP`, …"""
     match site, part:
         case "stream", "out":
             return "block output"
@@ -199,6 +205,6 @@ def _missing(rows: list[Row], *, labelled: bool) -> list[str]:
     for row in rows:
         if drawable(row.value) is None:
             reason = row.note or number(row.value)
-            key = f"{_place(row.site, row.part)}: {reason}" + (f" ({row.source})" if labelled else "")
+            key = f"{place_words(row.site, row.part)}: {reason}" + (f" ({row.source})" if labelled else "")
             absent.setdefault(key, []).append(row.layer)
     return [f"layer {', '.join(map(str, sorted(set(layers))))} · {key}" for key, layers in absent.items()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fullrank.errors import TableError
 from fullrank.report.spectrum import HeadSpectrum
-from fullrank.table import Row, headline
+from fullrank.table import Row, Slope, headline
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
@@ -26,6 +26,7 @@ class Series:
         spectra: of the report the rows are from.
         causal: names of the stacks whose attention is causal.
         nulls: value of a metric on isotropic Gaussian tokens, by (stack, metric).
+        slopes: over contexts, of the report the rows are from.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Series:
     spectra: tuple[HeadSpectrum, ...] = ()
     causal: frozenset[str] = frozenset()
     nulls: tuple[tuple[str, str, float], ...] = ()
+    slopes: tuple[Slope, ...] = ()
 
     def null(self, stack: str, metric: str) -> float | None:
         """What isotropic Gaussian tokens give, where the report says so."""
@@ -55,8 +57,9 @@ def series_of(reports: Sequence[Report], labels: Sequence[str]) -> tuple[Series,
         )
         for source, rows in (by_source or {"measured": []}).items():
             name = " · ".join(part for part in (label, source if len(by_source) > 1 else "") if part)
-            spectra = report.spectra if source == "measured" or len(by_source) == 1 else ()
-            series.append(Series(name, tuple(rows), spectra, causal, nulls))
+            own = source == "measured" or len(by_source) == 1
+            spectra, slopes = (report.spectra, report.context_slopes) if own else ((), ())
+            series.append(Series(name, tuple(rows), spectra, causal, nulls, slopes))
     return tuple(series)
 
 

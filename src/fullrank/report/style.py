@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from fullrank.report.glossary import Term
@@ -60,6 +61,14 @@ TEMPLATE: Spec = {
         "hovermode": "closest",
     }
 }
+
+
+def shade(value: float, of: Sequence[float]) -> str:
+    """A colour between pale blue (the lowest of `of`) and dark blue (the highest): an order that can be seen."""
+    low, high = min(of), max(of)
+    share = (value - low) / (high - low) if high > low else 1.0
+    pale, dark = (0x9F, 0xC6, 0xDB), (0x12, 0x3F, 0x66)
+    return "#" + "".join(f"{round(p + share * (d - p)):02x}" for p, d in zip(pale, dark, strict=True))
 
 
 def escaped(text: str) -> str:

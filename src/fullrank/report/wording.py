@@ -52,7 +52,8 @@ def scope_words(scope: str) -> str:
         "no-first": "all real tokens but the first of each sequence, which may be a CLS token or a register",
         "samples": "over samples instead of tokens",
     }
-    return "; ".join(words.get(part, part) for part in scope.split("+"))
+    said = [words.get(part, part) for part in scope.split("+")]
+    return "; ".join(f"sequences of {p.removeprefix('context=')} tokens" if p.startswith("context=") else p for p in said)
 
 
 def at_floor(row: Row) -> bool:

@@ -42,6 +42,11 @@ function draw(element, figure, logarithmic = false) {
 function fitNarrow(traces, layout) {
   layout.margin = { ...DATA.template.layout.margin, ...layout.margin, l: 46, r: 8 };
   const maps = traces.filter((trace) => trace.type === "heatmap");
+  if (maps.length === 1 && !layout.coloraxis) { /* variants × layers: its bar stands at the side */
+    layout.coloraxis = {};
+    maps[0].colorbar = { ...maps[0].colorbar, orientation: "h", x: 0.5, len: 1, yanchor: "top", y: -62 / (layout.height - 110) };
+    return;
+  }
   for (const map of maps) Object.assign(map, { xgap: 1, ygap: 1, ...(map.texttemplate && { textfont: { ...map.textfont, size: 9 } }) });
   if (maps.length === 1) {
     const tall = layout.height - layout.margin.t - layout.margin.b;
@@ -102,7 +107,9 @@ function chooser(panel, source, plot, after = () => {}) {
     explain(panel.querySelector(".meaning"), metric, one.scope);
     plot.setAttribute("role", "figure");
     plot.setAttribute("aria-label", `${metric}, ${one.place}, ${one.scope}; the numbers are in the section Table`);
-    draw(plot, one.figure, fields.log && fields.log.checked);
+    const other = fields.sheet && fields.sheet.checked; /* the same numbers as colours */
+    if (fields.sheet) fields.log.disabled = other;
+    draw(plot, other ? one.sheet : one.figure, fields.log && fields.log.checked && !other);
     const missing = (one.figure.layout.meta || {}).missing || [];
     panel.querySelector(".missing").textContent = missing.length ? `Not available: ${missing.join("; ")}` : "";
     after(state, fields);
@@ -165,6 +172,7 @@ function fillSparks(state, fields) {
 
 const showProfile = chooser(byId("depth"), DATA.profiles, byId("profile"), fillSparks);
 const showMap = chooser(byId("heads"), DATA.maps, byId("map"));
+const showCourse = DATA.series ? chooser(byId("series"), DATA.series, byId("course")) : () => {};
 
 /* ------------------------------------------------------------ spectra */
 

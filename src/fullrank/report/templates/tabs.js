@@ -1,6 +1,7 @@
 /* Sections as tabs; a figure is drawn when its section is first seen. */
 
 const openings = {
+  series: () => showCourse(),
   depth: () => DATA.profiles.first && showProfile(),
   heads: () => DATA.maps.first && showMap(),
   spectra: () => showSpectrum(),

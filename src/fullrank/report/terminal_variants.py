@@ -1,0 +1,136 @@
+"""Variants on a terminal: what each is, what could not be examined, what changed most, and the last layer of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from fullrank.report.headlines import Column, headlines
+from fullrank.report.wording import scope_words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table as Grid
+
+    from fullrank.report.variants import Variants
+
+__all__ = ["render"]
+
+_FACTS = ("architecture", "weights", "dtype", "sequences", "tokens", "seconds")
+
+
+def render(variants: Variants, *, width: int, ascii_only: bool) -> Iterator[RenderableType]:
+    """The lines of a series of variants, no wider than the terminal."""
+    from rich.text import Text
+
+    said = f"{len(variants)} variants, in order"
+    yield Text(said, style="bold")
+    yield _facts(variants)
+    if variants.failed:
+        yield Text("\nnot examined", style="bold red")
+        yield _listed([(one.label, one.reason) for one in variants.failed])
+    yield from _changes(variants, ascii_only=ascii_only)
+    yield from _last_layers(variants, width=width, ascii_only=ascii_only)
+    notes = {note: None for report in variants.reports for note in map(str, report.about.get("notes") or [])}
+    notes = dict.fromkeys((*variants.notes, *notes))
+    if notes:
+        yield Text("\nnotes", style="bold")
+        yield _listed([("-" if ascii_only else "·", note) for note in list(notes)[:8]])
+    yield Text("\nnext", style="bold")
+    rows = sum(len(report.rows) for report in variants.reports)
+    yield _listed(
+        [
+            ("--html series.html", f"all {rows:,} numbers, every metric against the variants"),
+            ("--json > series.json", "the same for programs; fullrank.Variants.load reads it back"),
+        ]
+    )
+
+
+def _facts(variants: Variants) -> Grid:
+    lines = []
+    for report, label in zip(variants.reports, variants.labels, strict=True):
+        about, given = report.about, report.about.get("input") or {}
+        fresh = about.get("fresh")
+        found = {
+            "architecture": about.get("architecture"),
+            "weights": None if fresh is None else "fresh" if fresh else "as loaded",
+            "dtype": about.get("dtype"),
+            "sequences": given.get("sequences"),
+            "tokens": given.get("tokens"),
+            "seconds": None if about.get("seconds") is None else f"{float(about['seconds']):.1f}",
+        }
+        lines.append((label, [str(found[name] if found[name] is not None else "") for name in _FACTS]))
+    return _table("variant", [name if name != "seconds" else "s" for name in _FACTS], lines)
+
+
+def _changes(variants: Variants, *, ascii_only: bool) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    if len(variants) < 2:
+        return
+    changes = variants.changes()
+    first, last = variants.labels[0], variants.labels[-1]
+    arrow = "->" if ascii_only else "→"
+    yield Text(f"\nlargest changes, {first} {arrow} {last}", style="bold")
+    if not changes:
+        yield Text("none that exceeds two standard errors and two hundredths of its scale", style="dim")
+        return
+    lines = []
+    for change in changes:
+        words = change.words.replace("→", arrow)
+        words = words.replace("−", "-") if ascii_only else words
+        lines.append((change.metric, [change.place, str(change.layer), change.scope, words]))
+    yield _table("metric", ["stack", "layer", "tokens", f"first {arrow} last"], lines)
+
+
+def _last_layers(variants: Variants, *, width: int, ascii_only: bool) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    tables = [headlines(report.rows) for report in variants.reports]
+    scopes: dict[str, None] = {}
+    for title in dict.fromkeys(table.title for of_report in tables for table in of_report):
+        here = [next((table for table in of_report if table.title == title), None) for of_report in tables]
+        columns = {c.metric: c for table in here if table for c in table.columns}
+        chosen = _fitting(columns, variants.labels, width)
+        lines = []
+        for label, table in zip(variants.labels, here, strict=True):
+            cells = {} if table is None else {c.metric: cell.text for c, cell in table.pairs(table.lines[-1][1])}
+            layer = "" if table is None else str(table.lines[-1][0])
+            words = [cells.get(metric, "") for metric in chosen]
+            lines.append((label, [layer, *(word.replace("−", "-") if ascii_only else word for word in words)]))
+        heads = [columns[metric].heading.replace(" ", "\n") for metric in chosen]
+        scopes |= dict.fromkeys(columns[metric].scope for metric in chosen if columns[metric].scope != "all")
+        yield Text(f"\n{title}, last layer", style="bold")
+        yield _table("variant", ["layer", *heads], lines)
+    for scope in scopes:
+        yield Text(f"{scope}: {scope_words(scope)}", style="dim")
+
+
+def _fitting(columns: Mapping[str, Column], labels: tuple[str, ...], width: int) -> list[str]:
+    """The metrics whose columns fit beside the longest label; at least one."""
+    room = width - max(len(label) for label in (*labels, "variant")) - 9
+    most = max(1, room // 12)
+    return list(columns)[:most]
+
+
+def _table(first: str, heads: list[str], lines: list[tuple[str, list[str]]]) -> Grid:
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    grid.add_column(first, vertical="bottom", overflow="fold")
+    for head in heads:
+        grid.add_column(Text(head), vertical="bottom", justify="right" if head in ("layer", "s", "tokens") else "left")
+    for label, words in lines:
+        grid.add_row(Text(label, style="bold"), *map(Text, words))
+    return grid
+
+
+def _listed(lines: list[tuple[str, str]]) -> Grid:
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for label, words in lines:
+        grid.add_row(Text(label), Text(words, overflow="fold"))
+    return grid

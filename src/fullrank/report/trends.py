@@ -1,0 +1,116 @@
+"""How numbers change with the context, in words: the steepest changes that chance does not explain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fullrank.report.glossary import term
+from fullrank.report.profile import place_words
+from fullrank.report.wording import number
+from fullrank.table import Row, Slope
+
+__all__ = ["Trend", "context_of", "contexts_of", "counted", "interval", "steepest"]
+
+_MARK = "context="
+_EACH = 2
+"""Of one metric at most so many heads or layers: a list of one number's neighbours would say one thing over and over."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """One significant slope in words.
+
+    Attributes:
+        slope: the numbers.
+        where: `decoder layer 3 head 5`.
+        said: `rises by 0.12 nat per doubling, 95 % interval 0.10 to 0.14`.
+    """
+
+    slope: Slope
+    where: str
+    said: str
+
+
+def context_of(scope: str) -> int | None:
+    """The context in a scope such as `late+context=1024`; None where it says none."""
+    last = scope.rpartition("+")[2]
+    return int(last.removeprefix(_MARK)) if last.startswith(_MARK) and last[len(_MARK) :].isdecimal() else None
+
+
+def contexts_of(rows: Iterable[Row]) -> list[int]:
+    """The contexts that rows were taken at, rising."""
+    return sorted({context for row in rows if (context := context_of(row.scope)) is not None})
+
+
+def interval(slope: Slope) -> str:
+    """The 95 % interval of the change per doubling, or why there is none."""
+    if slope.low is None or slope.high is None:
+        return slope.note or "no interval"
+    return f"95 % interval {number(slope.low)} to {number(slope.high)}"
+
+
+def steepest(slopes: Sequence[Slope], rows: Iterable[Row], *, most: int = 12) -> list[Trend]:
+    """The steepest slopes whose interval leaves out 0, at most two of one metric.
+
+    Steep is what changes by a large share of the number's own size per doubling, so that metrics of different units can
+    stand in one list.
+
+    Args:
+        slopes: of a report.
+        rows: of the same report, for the sizes.
+        most: how many at most.
+
+    Returns:
+        Trends, steepest first.
+    """
+    sizes: dict[tuple[object, ...], float] = {}
+    for row in rows:
+        context = context_of(row.scope)
+        if context is not None and row.value is not None and math.isfinite(row.value):
+            key = (*row.key[1:6], row.scope.removesuffix(f"+{_MARK}{context}"), row.metric)
+            sizes[key] = max(sizes.get(key, 0.0), abs(row.value))
+    ranked = []
+    for slope in slopes:
+        size = sizes.get((slope.stack, slope.layer, slope.site, slope.part, slope.head, slope.scope, slope.metric), 0.0)
+        if slope.significant and slope.per_doubling and size > 0 and "no-" not in slope.scope:
+            ranked.append((abs(slope.per_doubling) / size, slope))
+    ranked.sort(key=lambda pair: -pair[0])
+    taken: dict[str, int] = {}
+    found = []
+    for _, slope in ranked:
+        taken[slope.metric] = taken.get(slope.metric, 0) + 1
+        if taken[slope.metric] <= _EACH and len(found) < most:
+            found.append(Trend(slope, _where(slope), _said(slope)))
+    return found
+
+
+def counted(slopes: Sequence[Slope]) -> str:
+    """How many intervals leave out 0, and how many would by chance."""
+    known = [slope for slope in slopes if slope.low is not None]
+    if not known:
+        return "No intervals: they need at least two sequences."
+    clear = sum(slope.significant for slope in known)
+    return (
+        f"{clear:,} of {len(known):,} intervals leave out 0; about {round(0.05 * len(known)):,} would if nothing changed."
+    )
+
+
+def _where(slope: Slope) -> str:
+    where = f"{slope.stack} layer {slope.layer}"
+    if slope.site == "attention":
+        where += f" {slope.part} attention" if slope.part != "self" else ""
+    elif (slope.site, slope.part) != ("stream", "out"):
+        where += f", {place_words(slope.site, slope.part)}"
+    return where + (f" head {slope.head}" if slope.head is not None else "")
+
+
+def _said(slope: Slope) -> str:
+    change = slope.per_doubling or 0.0
+    unit = term(slope.metric).unit
+    shown = number(abs(change)) + (f" {unit}" if unit and len(unit) <= 6 and unit not in ("1", "none") else "")
+    said = f"{'rises' if change > 0 else 'falls'} by {shown} per doubling, {interval(slope)}"
+    if slope.exponent is not None:
+        said += f"; like context^{number(slope.exponent)}"
+    return said
