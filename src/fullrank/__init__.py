@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fullrank.errors import FullrankError
-    from fullrank.report import Report
+    from fullrank.report import Report, Variants
     from fullrank.table import Row, Table
     from fullrank.verbs.examine import examine
+    from fullrank.verbs.examine_each import examine_each
 
-__all__ = ["FullrankError", "Report", "Row", "Table", "__version__", "examine"]
+__all__ = ["FullrankError", "Report", "Row", "Table", "Variants", "__version__", "examine", "examine_each"]
 
 _HOMES = {
     "FullrankError": "fullrank.errors",
     "Report": "fullrank.report",
     "Row": "fullrank.table",
     "Table": "fullrank.table",
+    "Variants": "fullrank.report",
     "examine": "fullrank.verbs.examine",
+    "examine_each": "fullrank.verbs.examine_each",
 }
 
 try:
