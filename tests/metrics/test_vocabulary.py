@@ -96,7 +96,17 @@ def test_the_vocabulary_holds_every_metric_of_states_and_attention_and_no_other(
         "angle_exponent",
         "gradient_exponent",
     }
-    assert set(NAMES) == spectral | {f"centered_{name}" for name in spectral} | states | attention | gradients
+    weights = {
+        "weight_rms",
+        "condensation",
+        "spectral_norm",
+        "weight_stable_rank",
+        "weight_effective_rank",
+        "qk_eigenvalue_variance",
+        "value_output_sign",
+    }
+    ours = spectral | {f"centered_{name}" for name in spectral} | states | attention | gradients | weights
+    assert set(NAMES) == ours
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +117,7 @@ def test_an_entry_says_all_that_a_reader_must_know(name):
         assert getattr(entry, field).strip(), field
     assert len(entry.definition) > 30
     assert entry.range[0] < entry.range[1]
-    assert entry.per_head <= (entry.level == "attention")
+    assert entry.per_head <= (entry.level in ("attention", "weight"))
     assert callable(getattr(metrics, name))
     assert getattr(metrics, name).__doc__
 

@@ -120,6 +120,12 @@ def take(name: str, w: World) -> torch.Tensor:
             found = metric(w.W_O, heads=3, tokens=4, readout=w.readout).degrees_of_freedom
         case "unselectable_keys":
             found = metric(w.K)
+        case "qk_eigenvalue_variance":
+            found = metric(w.W_O[:3], w.W_O[3:6])
+        case "value_output_sign":
+            found = metric(w.W_O[:3], w.W_O[3:6].mT)
+        case _ if metrics.VOCABULARY[name].level == "weight":
+            found = metric(w.W_O)
         case "gradient_gain":
             found = metric(w.X_0, w.X, w.mask)
         case "gradient_norm":

@@ -22,6 +22,7 @@ _LEVELS = {
     "sample": "Of any set of vectors",
     "attention": "Of an attention call",
     "gradient": "Of what a backward brings",
+    "weight": "Of weights",
 }
 _FIELDS = ("definition", "unit", "range", "healthy", "collapsed", "null", "level", "per_head", "cost", "source")
 

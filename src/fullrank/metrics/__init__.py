@@ -74,6 +74,16 @@ from fullrank.metrics.spectral_ranks import (
 from fullrank.metrics.spectrum import both_singular_values, singular_values
 from fullrank.metrics.tokens import neighbour_cosine, residual, rms, similarity, update_share
 from fullrank.metrics.vocabulary import VOCABULARY
+from fullrank.metrics.weights import (
+    condensation,
+    qk_eigenvalue_variance,
+    spectral_norm,
+    value_output_sign,
+    weight_effective_rank,
+    weight_rms,
+    weight_spectrum,
+    weight_stable_rank,
+)
 
 __all__ = [
     "VOCABULARY",
@@ -97,6 +107,7 @@ __all__ = [
     "centered_stable_rank",
     "channel_entropy",
     "column_mean",
+    "condensation",
     "distinct_at_dtype",
     "effective_keys",
     "effective_rank",
@@ -131,6 +142,7 @@ __all__ = [
     "participation_ratio",
     "permuted_map",
     "permuted_null",
+    "qk_eigenvalue_variance",
     "query_key_to_value_output",
     "ranks",
     "residual",
@@ -149,10 +161,16 @@ __all__ = [
     "soft_rank",
     "span_novelty",
     "spectral_entropy_rank",
+    "spectral_norm",
     "stable_rank",
     "token_energy",
     "uniform_distance",
     "unselectable_keys",
     "update_share",
+    "value_output_sign",
     "visible_uniform",
+    "weight_effective_rank",
+    "weight_rms",
+    "weight_spectrum",
+    "weight_stable_rank",
 ]

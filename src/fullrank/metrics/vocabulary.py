@@ -9,9 +9,10 @@ from fullrank.metrics.vocabulary_of_attention import ATTENTION
 from fullrank.metrics.vocabulary_of_gradients import GRADIENTS
 from fullrank.metrics.vocabulary_of_spectra import SPECTRA
 from fullrank.metrics.vocabulary_of_states import STATES
+from fullrank.metrics.vocabulary_of_weights import WEIGHTS
 
 __all__ = ["VOCABULARY"]
 
 VOCABULARY: Final[Mapping[str, Definition]] = MappingProxyType(
-    {definition.name: definition for definition in (*STATES, *SPECTRA, *ATTENTION, *GRADIENTS)}
+    {definition.name: definition for definition in (*STATES, *SPECTRA, *ATTENTION, *GRADIENTS, *WEIGHTS)}
 )
