@@ -11,13 +11,30 @@ from torch import Tensor
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.live import Live, Wire, permuted, seen_through
 from fullrank.capture.marks import OUTSIDE, Marks
+from fullrank.capture.softmax import spelt_out
 from fullrank.capture.tensors import tensors_in
 
 __all__ = ["Factors"]
 
 _PRODUCTS = {"matmul": 0, "__matmul__": 0, "bmm": 0, "baddbmm": 1}
 _CARRY = frozenset(
-    {"mul", "mul_", "div", "div_", "true_divide", "add", "add_", "sub", "sub_", "tanh", "softcap", "clamp", "maximum"}
+    {
+        "max",
+        "min",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "true_divide",
+        "add",
+        "add_",
+        "sub",
+        "sub_",
+        "tanh",
+        "clamp",
+        "maximum",
+        "minimum",
+    }
     | {"masked_fill", "masked_fill_", "where", "nan_to_num", "cat", "__getitem__", "dropout", "dropout_", "identity"}
     | {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "view", "view_as"}
     | {"reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "softmax", "special_softmax", "_softmax"}
@@ -92,13 +109,13 @@ class Factors:
             factors = list(factors[0]) if len(factors) == 1 and isinstance(factors[0], tuple | list) else factors
             mine = 0 if self._find(factors[0]) is not None and self._find(factors[1]) is None else 1
             mine = mine if self._find(factors[mine]) is not None else 0
-            labels = equation.replace(" ", "").split("->")
-            left, right = labels[0].split(",")[mine], labels[0].split(",")[1 - mine]
+            inputs, out = spelt_out(equation.replace(" ", ""), factors)
+            left, right = inputs.split(",")[mine], inputs.split(",")[1 - mine]
             weights, value = factors[mine], factors[1 - mine]
             lead = [label for label in left[:-1] if label in right]
-            query = [label for label in left if label in labels[1] and label not in right]
-            width = [label for label in right if label in labels[1] and label not in left]
-            made = permuted(output, tuple(labels[1].index(label) for label in (*lead, *query, *width)))
+            query = [label for label in left if label in out and label not in right]
+            width = [label for label in right if label in out and label not in left]
+            made = permuted(output, tuple(out.index(label) for label in (*lead, *query, *width)))
         else:
             weights, value = (*args[_PRODUCTS.get(name, 0) :], *kwargs.values())[:2]
             made = Wire(output)
@@ -116,9 +133,9 @@ class Factors:
         equation, *factors = args
         if len(factors) == 1 and isinstance(factors[0], tuple | list):
             factors = list(factors[0])
-        if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation or "." in equation:
+        if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation:
             return
-        inputs, out = equation.replace(" ", "").split("->")
+        inputs, out = spelt_out(equation.replace(" ", ""), factors)
         labels = inputs.split(",")
         if len(out) < 3 or any(len(set(x)) != len(x) for x in (*labels, out)):
             return

@@ -15,7 +15,7 @@ from fullrank.capture.calls import KernelCall
 from fullrank.capture.marks import Marks
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["SoftmaxTrace"]
+__all__ = ["SoftmaxTrace", "spelt_out"]
 
 SOFTMAX = frozenset({"softmax", "special_softmax", "_softmax"})
 _CARRY = frozenset(
@@ -114,7 +114,7 @@ class SoftmaxTrace:
         """What is computed from softmaxes and from nothing else that a block is called with."""
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        given = [tensor for tensor in (*tensors_in(args), *tensors_in(kwargs.values())) if tensor.is_floating_point()]
+        given = [tensor for tensor in (*tensors_in(args), *tensors_in(kwargs)) if tensor.is_floating_point()]
         alone = [self._is_alone(tensor) for tensor in given]
         if any(alone) and all(own or not marks.of(tensor) for own, tensor in zip(alone, given, strict=True)):
             self._alone[id(output)] = weakref.ref(output)
@@ -129,7 +129,7 @@ class SoftmaxTrace:
             factors = list(factors[0])
         if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation:
             return None
-        inputs, out = _spelt_out(equation.replace(" ", ""), factors)
+        inputs, out = spelt_out(equation.replace(" ", ""), factors)
         labels = inputs.split(",")
         for mine, other in ((0, 1), (1, 0)):
             found = self._find(factors[mine])
@@ -201,7 +201,7 @@ class SoftmaxTrace:
         return found[1] if found is not None and found[0]() is tensor else None
 
 
-def _spelt_out(equation: str, factors: Sequence[Any]) -> tuple[str, str]:
+def spelt_out(equation: str, factors: Sequence[Any]) -> tuple[str, str]:
     """The two sides of an einsum's equation with a letter for each axis that an ellipsis stands for."""
     inputs, out = equation.split("->")
     free = [letter for letter in ascii_letters if letter not in equation]

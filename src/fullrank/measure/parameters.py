@@ -22,6 +22,7 @@ __all__ = ["ParameterObserver"]
 
 _ROLES = ("q", "k", "v", "o")
 _UNTOUCHED = "no gradient reaches any of its tensors"
+_NO_RATIO = "no gradient reaches its values and output"
 
 
 @dataclass
@@ -158,7 +159,11 @@ class ParameterObserver:
             four = [place._replace(part=f"{call}.{role}" if call else role) for role in _ROLES]
             if all(one in by_role for one in four):
                 where = place._replace(part=call or "self")
-                rows.append(self._row(where, "elasticity_ratio", _ratio, *(elasticities[one] for one in four)))
+                rows.append(
+                    self._row(
+                        where, "elasticity_ratio", _ratio, *(elasticities[one] for one in four), undefined=_NO_RATIO
+                    )
+                )
                 pooled = [sizes[one] for one in four]
 
                 def ratio(
@@ -167,7 +172,11 @@ class ParameterObserver:
                     P_q, P_k, P_v, P_o = (entries for _, entries in pooled)
                     return (((q + k) / (P_q + P_k)) / ((v + o) / (P_v + P_o))).sqrt()
 
-                rows.append(self._row(where, "query_key_to_value_output", ratio, *(size for size, _ in pooled)))
+                rows.append(
+                    self._row(
+                        where, "query_key_to_value_output", ratio, *(size for size, _ in pooled), undefined=_NO_RATIO
+                    )
+                )
         return rows
 
     def _spread_row(self, stack: str, depth: int, gathered: Mapping[str, Tensor | None]) -> Row:
@@ -194,12 +203,13 @@ class ParameterObserver:
         function: Callable[..., Tensor] | None,
         *squares: Tensor,
         reason: str = "",
+        undefined: str = _UNTOUCHED,
     ) -> Row:
         value = stderr = None
         if function is not None:
             value, stderr, _ = estimate(function, *([S[:, None]] for S in squares))[0]
         if value is None:
-            reason = reason or _UNTOUCHED
+            reason = reason or undefined
         n = self._sequences if value is not None else 0
         return Row(*place, metric, value, stderr=stderr, n=n, exact=self._of_loss, note=reason)
 
@@ -254,11 +264,20 @@ def _tensors_of(model: nn.Module, anatomy: Anatomy) -> tuple[dict[str, _Tensor],
             reason = unreadable(model, weight)
             if not reason and weight.parameter not in names:
                 reason = f"{weight.parameter!r} is made of other parameters"
+            if not reason and not _fits(model.get_parameter(names[weight.parameter]), weight):
+                reason = f"its place in {weight.parameter!r} could not be told"
             if reason:
                 unknown.setdefault(place, reason)
             else:
                 tensors[names[weight.parameter]].weights.append((place, weight))
     return tensors, unknown
+
+
+def _fits(parameter: Tensor, weight: Weight) -> bool:
+    try:
+        return part_of(torch.empty(parameter.shape, device="meta"), weight).numel() > 0
+    except (IndexError, RuntimeError):
+        return False
 
 
 def _place_of(name: str, anatomy: Anatomy) -> Place:
