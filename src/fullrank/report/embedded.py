@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fullrank.report.context import context_figures
 from fullrank.report.glossary import term
 from fullrank.report.heads import heads
 from fullrank.report.profile import profile
@@ -14,6 +15,7 @@ from fullrank.report.scree import sketch
 from fullrank.report.series import Series
 from fullrank.report.spectrum import HeadSpectrum
 from fullrank.report.style import TEMPLATE
+from fullrank.report.trends import context_of
 from fullrank.report.wording import number, scope_words
 from fullrank.table import COLUMNS, headline
 
@@ -24,6 +26,7 @@ __all__ = ["embedded", "script_safe"]
 
 _FIRST_PROFILES = ("token_energy", "similarity", "centered_stable_rank", "residual")
 _MOST_MAPS = 3
+_FIRST_BY_CONTEXT = ("normalized_entropy", "similarity", "token_energy")
 _FIRST_MAPS = ("normalized_entropy", "sink_mass", "attention_s2")
 
 
@@ -36,6 +39,7 @@ def embedded(reports: Sequence[Report], labels: Sequence[str], series: Sequence[
         # of many reports the first and the last are compared head by head: more maps than three have no room
         "maps": _maps(series if len(series) <= _MOST_MAPS else (series[0], series[-1])),
         "spectra": _spectra(series),
+        "contexts": _contexts(series),
         "table": _table(reports, labels),
         "scopes": {row.scope: scope_words(row.scope) for one in series for row in one.rows},
         "terms": {metric: _term(metric) for metric in metrics},
@@ -57,8 +61,18 @@ def script_safe(content: Any) -> str:
     return text
 
 
+def _contexts(series: Sequence[Series]) -> dict[str, Any] | None:
+    figures = context_figures(series)
+    return _chooser(figures, _FIRST_BY_CONTEXT) if figures else None
+
+
 def _profiles(series: Sequence[Series]) -> dict[str, Any]:
-    keys = dict.fromkeys((row.metric, row.stack, row.scope) for one in series for row in one.rows if row.head is None)
+    keys = dict.fromkeys(
+        (row.metric, row.stack, row.scope)
+        for one in series
+        for row in one.rows
+        if row.head is None and context_of(row.scope) is None
+    )
     figures = [
         {"metric": metric, "place": stack, "scope": scope, "figure": profile(series, metric, scope=scope, stack=stack)}
         for metric, stack, scope in keys
@@ -71,7 +85,7 @@ def _maps(series: Sequence[Series]) -> dict[str, Any]:
         (row.metric, row.stack, row.site, row.part, row.scope)
         for one in series
         for row in one.rows
-        if row.head is not None
+        if row.head is not None and context_of(row.scope) is None
     )
     figures = [
         {

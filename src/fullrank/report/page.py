@@ -12,6 +12,7 @@ from fullrank.report.glossary import term
 from fullrank.report.headlines import headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
+from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, model_title, row_notes, scope_words
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
                 "tables": tables,
                 "verdicts": report.verdicts,
                 "rows": len(report.rows),
+                "trends": steepest(report.context_slopes, report.rows),
+                "counted": counted(report.context_slopes),
             }
         )
     return overviews

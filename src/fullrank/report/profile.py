@@ -161,7 +161,7 @@ def _order(place: tuple[str, str]) -> int:
 
 
 def place_words(site: str, part: str) -> str:
-    """Where in a block a number was taken: `block output`, `between attention and MLP`, …"""
+    """Where in a block a number was taken, such as `block output`."""
     match site, part:
         case "stream", "out":
             return "block output"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullrank.report import document
+from fullrank.report.context import by_context
 from fullrank.report.figure import as_figure, draw
 from fullrank.report.scree import scree
 from fullrank.report.series import Series, series_of
@@ -123,6 +124,32 @@ class Report:
         """
         place = {"scope": scope, "stack": stack, "site": site, "part": part, "source": source}
         return as_figure(draw(self._series(), metric, logarithmic=logarithmic, **place))
+
+    def context_figure(
+        self,
+        metric: str,
+        *,
+        scope: str | None = None,
+        stack: str | None = None,
+        site: str | None = None,
+        part: str | None = None,
+    ) -> Figure:
+        """A metric against the context, one line per layer, where several contexts were read.
+
+        Args:
+            metric: a metric in this report.
+            scope: over which tokens, without the context; by default the headline.
+            stack: needed where several stacks have it.
+            site: only this site.
+            part: needed where a block has several attentions.
+
+        Returns:
+            The figure; of a metric that heads have, means over heads.
+
+        Raises:
+            TableError: where the report has no contexts, or several places are meant.
+        """
+        return as_figure(by_context(self._series(), metric, scope=scope, stack=stack, site=site, part=part))
 
     def scree(
         self, layer: int, head: int, *, stack: str | None = None, part: str | None = None, logarithmic: bool = False

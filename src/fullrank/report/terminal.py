@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fullrank.report.headlines import Cell, Column, Headlines, headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
+from fullrank.report.trends import contexts_of, counted, steepest
 from fullrank.report.wording import examined, row_notes, scope_words
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = ["bar", "render"]
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MOST_NOTES = 8
+_MOST_TRENDS = 6
 
 
 def render(
@@ -51,6 +53,7 @@ def render(
             yield Text(
                 f"{_floor(ascii_only)} made of rounding: the tokens differ by no more than the float floor", style="dim"
             )
+        yield from _trends(report, ascii_only=ascii_only)
         yield from _notes(report, ascii_only=ascii_only)
     yield from _next(reports)
 
@@ -152,6 +155,25 @@ def _cell(cell: Cell, bars: int, *, ascii_only: bool) -> Text:
 
 def _floor(ascii_only: bool) -> str:
     return "_" if ascii_only else "⌊"
+
+
+def _trends(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    if not report.context_slopes:
+        return
+    contexts = ", ".join(map(str, contexts_of(report.rows)))
+    yield Text(f"\nby context ({contexts} tokens)", style="bold")
+    lines = Grid.grid(padding=(0, 1, 0, 0))
+    for trend in steepest(report.context_slopes, report.rows, most=_MOST_TRENDS, each=1):
+        said = f"{trend.slope.metric} of {trend.where} {trend.said}"
+        if ascii_only:
+            said = said.replace("−", "-")
+        lines.add_row("-" if ascii_only else "·", Text(said, overflow="fold"))
+    if lines.row_count:
+        yield lines
+    yield Text(counted(report.context_slopes), style="dim")
 
 
 def _notes(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:

@@ -14,8 +14,8 @@ from fullrank.table import Row, Slope
 __all__ = ["Trend", "context_of", "contexts_of", "counted", "interval", "steepest"]
 
 _MARK = "context="
-_EACH = 2
-"""Of one metric at most so many heads or layers: a list of one number's neighbours would say one thing over and over."""
+_GIVEN = frozenset({"numerical_rank", "centered_numerical_rank"})
+"""What rises with the number of tokens whatever the model does."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def interval(slope: Slope) -> str:
     return f"95 % interval {number(slope.low)} to {number(slope.high)}"
 
 
-def steepest(slopes: Sequence[Slope], rows: Iterable[Row], *, most: int = 12) -> list[Trend]:
-    """The steepest slopes whose interval leaves out 0, at most two of one metric.
+def steepest(slopes: Sequence[Slope], rows: Iterable[Row], *, most: int = 12, each: int = 2) -> list[Trend]:
+    """The steepest slopes whose interval leaves out 0.
 
     Steep is what changes by a large share of the number's own size per doubling, so that metrics of different units can
     stand in one list.
@@ -61,6 +61,7 @@ def steepest(slopes: Sequence[Slope], rows: Iterable[Row], *, most: int = 12) ->
         slopes: of a report.
         rows: of the same report, for the sizes.
         most: how many at most.
+        each: how many of one metric: its neighbours would say one thing over and over.
 
     Returns:
         Trends, steepest first.
@@ -74,14 +75,15 @@ def steepest(slopes: Sequence[Slope], rows: Iterable[Row], *, most: int = 12) ->
     ranked = []
     for slope in slopes:
         size = sizes.get((slope.stack, slope.layer, slope.site, slope.part, slope.head, slope.scope, slope.metric), 0.0)
-        if slope.significant and slope.per_doubling and size > 0 and "no-" not in slope.scope:
+        plain = slope.metric not in _GIVEN and "no-" not in slope.scope
+        if plain and slope.significant and slope.per_doubling and size > 0:
             ranked.append((abs(slope.per_doubling) / size, slope))
     ranked.sort(key=lambda pair: -pair[0])
     taken: dict[str, int] = {}
-    found = []
+    found: list[Trend] = []
     for _, slope in ranked:
         taken[slope.metric] = taken.get(slope.metric, 0) + 1
-        if taken[slope.metric] <= _EACH and len(found) < most:
+        if taken[slope.metric] <= each and len(found) < most:
             found.append(Trend(slope, _where(slope), _said(slope)))
     return found
 
@@ -92,9 +94,8 @@ def counted(slopes: Sequence[Slope]) -> str:
     if not known:
         return "No intervals: they need at least two sequences."
     clear = sum(slope.significant for slope in known)
-    return (
-        f"{clear:,} of {len(known):,} intervals leave out 0; about {round(0.05 * len(known)):,} would if nothing changed."
-    )
+    chance = round(0.05 * len(known))
+    return f"{clear:,} of {len(known):,} intervals leave out 0; about {chance:,} would if nothing changed."
 
 
 def _where(slope: Slope) -> str:
@@ -112,5 +113,5 @@ def _said(slope: Slope) -> str:
     shown = number(abs(change)) + (f" {unit}" if unit and len(unit) <= 6 and unit not in ("1", "none") else "")
     said = f"{'rises' if change > 0 else 'falls'} by {shown} per doubling, {interval(slope)}"
     if slope.exponent is not None:
-        said += f"; like context^{number(slope.exponent)}"
+        said += f"; like context^{slope.exponent:.2f}".replace("-", "−")
     return said

@@ -52,8 +52,11 @@ def scope_words(scope: str) -> str:
         "no-first": "all real tokens but the first of each sequence, which may be a CLS token or a register",
         "samples": "over samples instead of tokens",
     }
-    said = [words.get(part, part) for part in scope.split("+")]
-    return "; ".join(f"sequences of {p.removeprefix('context=')} tokens" if p.startswith("context=") else p for p in said)
+    return "; ".join(_context_words(part) or words.get(part, part) for part in scope.split("+"))
+
+
+def _context_words(part: str) -> str:
+    return f"sequences of {part.removeprefix('context=')} tokens" if part.startswith("context=") else ""
 
 
 def at_floor(row: Row) -> bool:

@@ -112,7 +112,7 @@ function chooser(panel, source, plot, after = () => {}) {
     draw(plot, other ? one.sheet : one.figure, fields.log && fields.log.checked && !other);
     const missing = (one.figure.layout.meta || {}).missing || [];
     panel.querySelector(".missing").textContent = missing.length ? `Not available: ${missing.join("; ")}` : "";
-    after(state, fields);
+    after(state, fields, one);
   }
   form.addEventListener("change", (event) => {
     if (event.target.name === "scope") state.scope = event.target.value;
@@ -173,6 +173,19 @@ function fillSparks(state, fields) {
 const showProfile = chooser(byId("depth"), DATA.profiles, byId("profile"), fillSparks);
 const showMap = chooser(byId("heads"), DATA.maps, byId("map"));
 const showCourse = DATA.series ? chooser(byId("series"), DATA.series, byId("course")) : () => {};
+
+/* ------------------------------------------------------------ contexts */
+
+function showSlopes(state, fields, one) {
+  const steep = byId("slopes");
+  steep.closest(".steepness").hidden = !one.slopes;
+  if (!one.slopes) return;
+  steep.setAttribute("role", "figure");
+  steep.setAttribute("aria-label", `${one.metric}, ${one.place}: change per doubling of the context`);
+  draw(steep, one.slopes);
+}
+
+const showContext = DATA.contexts ? chooser(byId("contexts"), DATA.contexts, byId("by-context"), showSlopes) : () => {};
 
 /* ------------------------------------------------------------ spectra */
 

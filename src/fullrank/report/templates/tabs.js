@@ -4,6 +4,7 @@ const openings = {
   series: () => showCourse(),
   depth: () => DATA.profiles.first && showProfile(),
   heads: () => DATA.maps.first && showMap(),
+  contexts: () => showContext(),
   spectra: () => showSpectrum(),
   table: openTable,
 };
