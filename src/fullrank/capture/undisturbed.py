@@ -12,20 +12,29 @@ from torch import Tensor, nn
 
 from fullrank.capture.wrappers import is_sharded
 
-__all__ = ["undisturbed"]
+__all__ = ["batch_norms", "undisturbed"]
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The modules that normalise with statistics of a batch in training and with running ones in evaluation."""
+    kind = nn.modules.batchnorm._NormBase
+    return [module for module in model.modules() if isinstance(module, kind) and module.track_running_stats]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
     """Evaluation mode without gradients, and afterwards everything as it was, whatever happened in between.
 
     Put back on leaving, in reverse order, also after an exception or an interrupt: the random state of the CPU and of
     every device the model is on, each module's own training flag, buffers (their objects and their values),
-    `requires_grad` and `.grad` of every parameter, which weights are gathered from other processes, the grad mode and
-    the warning filters. Cost: a copy of the buffers and one comparison.
+    `requires_grad` and `.grad` of every parameter, which weights are gathered from other processes or offloaded, the
+    grad mode and the warning filters. Cost: a copy of the buffers and one comparison.
 
     Args:
         model: the model that is looked at inside.
+        batch_statistics: batch norms normalise with the mean and variance of the batch they are given, as in training,
+            and not with their running ones; these are buffers and put back too. Everything else stays in evaluation
+            mode.
 
     Yields:
         Nothing.
@@ -37,7 +46,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         _keep_parameters(model, put_back.callback)
         _keep_buffers(model, put_back.callback)
         _keep_shards(model, put_back.callback)
+        _keep_offloaded(model, put_back.callback)
         model.eval()
+        for module in batch_norms(model) if batch_statistics else ():
+            module.training = True  # never train(): a module inside would follow
         put_back.enter_context(torch.no_grad())
         yield
 
@@ -89,7 +101,26 @@ def _keep_shards(model: nn.Module, later: Later) -> None:
             continue
         whole.update(map(id, own))
         if all(hasattr(parameter, "device_mesh") for parameter in own):
-            later(module.reshard)
+            later(module.reshard)  # type: ignore[arg-type]
+
+
+def _keep_offloaded(model: nn.Module, later: Later) -> None:
+    # a forward that ends early leaves the weights in memory that it had just fetched
+    away = [
+        (module._parameters, name, parameter)
+        for module in model.modules()
+        if hasattr(module, "_hf_hook")
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_meta
+    ]
+
+    def restore() -> None:
+        for held, name, parameter in away:
+            now = held[name]
+            if now is None or not now.is_meta:
+                held[name] = parameter
+
+    later(restore)
 
 
 def _keep_buffers(model: nn.Module, later: Later) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fullrank import metrics
 from fullrank.capture.events import Event, Signal, StreamState
 from fullrank.measure.energy import Energy
+from fullrank.measure.over_samples import OverSamples
 from fullrank.measure.positions import late_tokens, real_or_all, without_first
 from fullrank.measure.samples import Place, Samples
 from fullrank.measure.standardized import Standardized
@@ -46,7 +47,8 @@ class StreamObserver:
 
     Every number is taken per sequence over its real tokens; stacks named in `causal` are also read over their late
     tokens, the outputs of other stacks' blocks without the first token, since one large first token (a CLS or a
-    register) sets every uncentred rank. Metrics of neighbours draw at most 512 query tokens (`exact=False` then).
+    register) sets every uncentred rank. Of a network without tokens every number is taken over the samples of a batch
+    (scope `samples`). Metrics of neighbours draw at most 512 query tokens (`exact=False` then).
 
     Args:
         causal: names of stacks whose self-attention is causal.
@@ -59,6 +61,7 @@ class StreamObserver:
         self._samples = Samples()
         self._energy = Energy()
         self._standardized = Standardized()
+        self._over_samples = OverSamples()
         self._trails: dict[str, _Trail] = {}
         self._counts: dict[str, list[Tensor]] = {}
         self._widths: dict[str, int] = {}
@@ -73,6 +76,12 @@ class StreamObserver:
         X = event.value
         real = real_or_all(event.real, X.shape[0], X.shape[1], X.device)
         place = Place(event.stack, event.layer, event.site, event.part)
+        if event.over == "samples":
+            self._over_samples.add(place, X)
+            if event.layer == 1:  # the first block may take in images
+                self._counts.setdefault(event.stack, []).append(real.sum(-1))
+                self._widths[event.stack] = X.shape[-1]
+            return
         padded = event.real is not None
         self._see_tokens(place, X, real if padded else None, "all")
         if event.stack in self._causal:
@@ -88,7 +97,8 @@ class StreamObserver:
 
     def rows(self) -> list[Row]:
         """Every number gathered so far."""
-        return [*self._samples.rows(), *self._energy.rows(), *self._standardized.rows()]
+        gathered = (self._samples, self._energy, self._standardized, self._over_samples)
+        return [row for one in gathered for row in one.rows()]
 
     @property
     def samples(self) -> Samples:
@@ -112,6 +122,7 @@ class StreamObserver:
         self._samples.merge(other._samples)
         self._energy.merge(other._energy)
         self._standardized.merge(other._standardized)
+        self._over_samples.merge(other._over_samples)
 
     # ------------------------------------------------------------ one state
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fullrank.capture import Anatomy, undisturbed
 from fullrank.capture.events import Observer
 from fullrank.capture.wrappers import bare
-from fullrank.errors import BatchError
+from fullrank.errors import BatchError, SpecError
 from fullrank.measure import AttentionObserver, FreedMemory, SpectrumObserver, StreamObserver
 from fullrank.measure.chosen import ChosenHeads
 from fullrank.measure.summaries import Summaries
@@ -25,6 +25,7 @@ from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
+from fullrank.verbs.statistics import statistics_notes
 
 __all__ = ["Progress", "examine"]
 
@@ -38,7 +39,9 @@ def examine(
     heads: Sequence[str] | None = None,
     contexts: Sequence[int] | None = None,
     blocks: str | None = None,
+    batch_statistics: bool = False,
     seed: int = 0,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure what becomes of the signal in a model: over depth, over context, over heads.
@@ -58,7 +61,11 @@ def examine(
         contexts: also take every number at these lengths, rising, and the slope of each over them: causal models are
             read by position in the one pass, others are run at each length on the same sequences, cut.
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
+        batch_statistics: batch norms use the mean and variance of each batch, as in training, instead of their running
+            ones; the running ones are left as they were.
         seed: for the default batch and for starting blocks of the iterations.
+        memory: of a checkpoint named by a SPEC, the most that its weights may fill, such as `2GiB`; what does not fit
+            is fetched layer by layer.
         progress: called with a few words and the share done.
 
     Returns:
@@ -70,15 +77,17 @@ def examine(
         FullrankError: for other bad input; see its subclasses.
     """
     started = time.perf_counter()
-    subject, ranks = _subject(model, seed)
+    subject, ranks = _subject(model, seed, memory)
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
     lengths, chosen = checked_contexts(contexts, ranks), chosen_heads(heads, spectrum=spectrum)
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, context=max(lengths, default=None)))
     tell = progress or (lambda what, share: None)
-    with undisturbed(network):
+    with undisturbed(network, batch_statistics=batch_statistics):
         tell("finding the blocks", 0.0)
         anatomy = anatomy_of(network, calls, ranks, blocks=blocks)
+        if lengths and all(stack.over == "samples" for stack in anatomy.stacks):
+            raise BatchError(f"contexts= was given, but {subject.name} has no tokens: its items are one vector each.")
         make = partial(_observers, anatomy, spectrum=spectrum, seed=seed, chosen=chosen)
         observers = make()
         plan = ContextPlan(lengths, calls, anatomy, partial(make, drawn=False), closing=given.closing if given else 0)
@@ -86,7 +95,8 @@ def examine(
         by_context = plan.finish(network, observers, tell)
     observers = ranks.merged(observers)
     rows = [*(row for observer in observers for row in observer.rows()), *by_context.rows]
-    told = about(subject, given, calls, anatomy, [*notes, *by_context.notes], ranks) | {
+    notes = [*notes, *by_context.notes, *statistics_notes(network, batch_statistics=batch_statistics)]
+    told = about(subject, given, calls, anatomy, notes, ranks) | {
         "nulls": null_values(anatomy, observers, seed),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
@@ -96,9 +106,11 @@ def examine(
     )
 
 
-def _subject(model: nn.Module | str | Subject, seed: int) -> tuple[Subject, Ranks]:
+def _subject(model: nn.Module | str | Subject, seed: int, memory: str | int | None) -> tuple[Subject, Ranks]:
     if isinstance(model, str):
-        model = load(model, seed=seed)
+        model = load(model, seed=seed, memory=memory)
+    elif memory is not None:
+        raise SpecError(f"memory={memory!r} goes with a SPEC; this {type(model).__name__} is loaded already.")
     wrapped = model.model if isinstance(model, Subject) else model
     if not isinstance(wrapped, nn.Module):
         raise BatchError(f"model={type(model).__name__} is neither a module nor a SPEC.")
