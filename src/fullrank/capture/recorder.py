@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fullrank.capture.adapters import with_virtual_tokens
 from fullrank.capture.anatomy import Anatomy
 from fullrank.capture.dispatch import overriding
 from fullrank.capture.documents import Documents
@@ -69,7 +70,7 @@ class Recorder:
         self.observers = tuple(observers)
         self.notes: list[str] = []
         self._anatomy = anatomy
-        self._real = real
+        self._real = with_virtual_tokens(model, real)
         self._documents = documents
         self._progress = progress
         self._needs: frozenset[Signal] = frozenset().union(*(observer.needs for observer in self.observers))

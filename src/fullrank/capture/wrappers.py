@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fullrank.capture.reference import COMPILED
 
-__all__ = ["bare", "class_name", "is_sharded"]
+__all__ = ["bare", "class_name", "is_sharded", "library_class"]
 
 
 def bare(model: nn.Module, notes: list[str] | None = None) -> nn.Module:
@@ -30,7 +30,7 @@ def bare(model: nn.Module, notes: list[str] | None = None) -> nn.Module:
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
-        elif isinstance(model, _class("torch._dynamo.eval_frame", "OptimizedModule")):
+        elif isinstance(model, library_class("torch._dynamo.eval_frame", "OptimizedModule")):
             model = model._orig_mod  # type: ignore[assignment]
             if notes is not None:
                 notes.append(COMPILED)
@@ -40,10 +40,10 @@ def bare(model: nn.Module, notes: list[str] | None = None) -> nn.Module:
 
 def class_name(model: nn.Module) -> str:
     """The name of the class that the author of the model gave it: of what adapters wrap, and not `FSDPLlamaModel`."""
-    if isinstance(model, _class("peft", "PeftModel")):
+    if isinstance(model, library_class("peft", "PeftModel")):
         inner: Any = model
         return class_name(inner.get_base_model())
-    sharded = _class("torch.distributed.fsdp", "FSDPModule")
+    sharded = library_class("torch.distributed.fsdp", "FSDPModule")
     kinds = [kind for kind in type(model).__mro__ if kind is not sharded]
     # sharding in place puts a class of its own in front, made of its marker and the model's class
     return next(kind for kind in kinds if sharded not in kind.__bases__).__name__
@@ -51,7 +51,7 @@ def class_name(model: nn.Module) -> str:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether forwards of the model gather weights from other processes, so that all must run them alike."""
-    kinds = tuple(_class("torch.distributed.fsdp", name) for name in ("FSDPModule", "FullyShardedDataParallel"))
+    kinds = tuple(library_class("torch.distributed.fsdp", name) for name in ("FSDPModule", "FullyShardedDataParallel"))
     return any(isinstance(module, kinds) for module in model.modules())
 
 
@@ -59,6 +59,7 @@ class _Nothing:
     """What no object is an instance of: a class of a library that nobody has imported."""
 
 
-def _class(module: str, name: str) -> type:
+def library_class(module: str, name: str) -> type:
+    """A class of a library, where that is imported already; else one that no object is an instance of."""
     found = getattr(sys.modules.get(module), name, _Nothing)
     return found if isinstance(found, type) else _Nothing

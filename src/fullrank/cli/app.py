@@ -71,6 +71,10 @@ def examine(
         str | None,
         typer.Option(metavar="T", help="float32, bfloat16, float16 or float64. [default: the checkpoint's]"),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most that weights may fill, such as 2GiB; the rest is read layer by layer."),
+    ] = None,
     no_spectrum: NoSpectrum = False,
     blocks: Annotated[
         str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
@@ -92,7 +96,7 @@ def examine(
         check_writable(html, option="--html")
         job.run(
             spec,
-            job.Loading(init, revision, device, dtype, allow_pickle, trust_remote_code),
+            job.Loading(init, revision, device, dtype, allow_pickle, trust_remote_code, memory),
             job.Feeding(context, documents, text, data, images),
             seed=seed,
             spectrum=not no_spectrum,

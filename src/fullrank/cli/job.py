@@ -27,6 +27,7 @@ class Loading:
     dtype: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    memory: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fullrank.errors import SpecError
 from fullrank.spec import configuration, weights
 from fullrank.spec.companions import Companions, companions_of
 from fullrank.spec.grammar import Spec, close_matches, parse
+from fullrank.spec.memory import budget, within
 from fullrank.spec.quiet import forked_rng, quiet, transformers_or_refuse
 from fullrank.spec.subject import Subject, describe, first_option, modality, positions
 
@@ -36,6 +38,7 @@ def load(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     seed: int = 0,
+    memory: str | int | None = None,
 ) -> Subject:
     """Load the model that a SPEC names, in evaluation mode, and what is needed to feed it.
 
@@ -50,6 +53,8 @@ def load(
         allow_pickle: allow weights that are only there as pickles.
         trust_remote_code: allow Python files of the checkpoint to be run.
         seed: of random weights.
+        memory: most that the checkpoint's weights may fill on the device, such as `2GiB`; what does not fit is fetched
+            layer by layer while the model runs. By default all weights are loaded.
 
     Returns:
         The subject.
@@ -61,6 +66,11 @@ def load(
     target, kind = _device(device), _dtype(dtype)
     if revision is not None and spec.kind != "hub":
         raise SpecError(f"revision={revision!r} belongs to hub ids; {spec.text!r} is none.")
+    room = None if memory is None else budget(memory)
+    if room is not None and (init or spec.kind not in ("hub", "directory")):
+        raise SpecError(
+            f"memory={memory!r} is for the weights of a checkpoint; those of {spec.text!r} are made in memory."
+        )
     if spec.kind == "python":
         if init:
             raise SpecError(f"init=True replaces a checkpoint's weights; {spec.text!r} makes its own.")
@@ -76,6 +86,7 @@ def load(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            room=room,
         )
 
 
@@ -104,6 +115,7 @@ def _from_transformers(
     allow_pickle: bool,
     trust_remote_code: bool,
     seed: int,
+    room: int | None,
 ) -> Subject:
     checkpoint = None
     if spec.kind == "architecture":
@@ -127,7 +139,8 @@ def _from_transformers(
             config, text=spec.text, dtype=dtype or torch.float32, trust_remote_code=trust_remote_code, seed=seed
         )
     else:
-        model, notes = weights.pretrained(
+        read = partial(
+            weights.pretrained,
             checkpoint,
             config,
             text=spec.text,
@@ -137,7 +150,9 @@ def _from_transformers(
             trust_remote_code=trust_remote_code,
             seed=seed,
         )
-    model = _placed(model, device=device, dtype=None)
+        model, notes = read() if room is None else within(room, device, read)
+    if room is None:
+        model = _placed(model, device=device, dtype=None)
     reads = modality(model)
     place = spec.target if checkpoint else str(Path(spec.target).parent) if spec.kind == "config" else None
     found = Companions()

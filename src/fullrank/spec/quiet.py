@@ -43,19 +43,21 @@ def quiet() -> Iterator[None]:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     chatter = transformers_or_refuse().utils.logging
-    hub_log = logging.getLogger("huggingface_hub")
+    logs = [logging.getLogger(name) for name in ("huggingface_hub", "accelerate")]
     verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    hub_level, hub_bars = hub_log.level, not are_progress_bars_disabled()
+    levels, hub_bars = [log.level for log in logs], not are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             chatter.set_verbosity_error()
             chatter.disable_progress_bar()
             disable_progress_bars()
-            hub_log.setLevel(logging.CRITICAL)
+            for log in logs:
+                log.setLevel(logging.CRITICAL)
             yield
         finally:
-            hub_log.setLevel(hub_level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
             if bars:
                 chatter.enable_progress_bar()
             if hub_bars:

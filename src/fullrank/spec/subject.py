@@ -10,7 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-__all__ = ["Modality", "Positions", "Subject", "describe", "first_option", "forward_names", "modality", "positions"]
+__all__ = [
+    "Modality",
+    "Positions",
+    "Subject",
+    "describe",
+    "device_of",
+    "first_option",
+    "forward_names",
+    "modality",
+    "positions",
+]
 
 Modality = Literal["text", "vision", "audio", "multimodal", "unknown"]
 
@@ -71,8 +81,8 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lies."""
-        return next((tensor.device for tensor in _tensors(self.model)), torch.device("cpu"))
+        """Where the model runs."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,6 +98,18 @@ class Subject:
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter lies, or, where that is offloaded, where accelerate brings it to run."""
+    for tensor in _tensors(model):
+        if not tensor.is_meta:
+            return tensor.device
+    for module in model.modules():
+        found = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if found is not None:
+            return torch.device(found)
+    return next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
 
 
 def forward_names(model: nn.Module) -> set[str]:
@@ -179,7 +201,7 @@ def describe(model: nn.Module, weights: str) -> str:
     pieces.append(f"{_round(count)} parameters")
     if first is not None:
         pieces.append(str(first.dtype).removeprefix("torch."))
-        pieces.append(f"on {first.device}")
+        pieces.append(f"on {device_of(model)}")
     return f"{', '.join(pieces)}; {weights}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def pretrained(
     allow_pickle: bool,
     trust_remote_code: bool,
     seed: int,
+    placed: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The trunk with the checkpoint's weights.
 
@@ -120,6 +122,7 @@ def pretrained(
         allow_pickle: whether weights may be read from pickles.
         trust_remote_code: whether Python files of the checkpoint may be run.
         seed: seeds weights that the checkpoint does not have.
+        placed: where the weights go, as `placement` says; by default all of them into memory.
 
     Returns:
         The model and notes on weights that are not the checkpoint's.
@@ -147,6 +150,7 @@ def pretrained(
                 trust_remote_code=trust_remote_code,
                 local_files_only=checkpoint.local_only,
                 output_loading_info=True,
+                **(placed or {}),
             )
     except pickle.UnpicklingError as error:
         raise SpecError(

@@ -11,6 +11,7 @@ import torch
 
 from fullrank.capture import Anatomy
 from fullrank.capture.events import Observer
+from fullrank.capture.held import held
 from fullrank.capture.wrappers import class_name
 from fullrank.measure import SpectrumObserver, StreamObserver, gaussian_nulls
 from fullrank.report import HeadSpectrum
@@ -49,8 +50,8 @@ def about(
 ) -> dict[str, Any]:
     """The report's `about`, but for what only the whole run knows (nulls, seed, seconds)."""
     model = subject.model
-    first = next(model.parameters(), torch.empty(0))
-    parts = ranks.gathered((sum(call.sequences for call in calls), _sum(given.tokens if given else None, calls), notes))
+    said = [*subject.notes, *held(model), *notes, *_of_the_batch(calls)]
+    parts = ranks.gathered((sum(call.sequences for call in calls), _sum(given.tokens if given else None, calls), said))
     tokens = [count for _, count, _ in parts]
     description = given.description if given else "the batch that was passed"
     return {
@@ -75,9 +76,9 @@ def about(
             "sequences": sum(sequences for sequences, _, _ in parts),
             "tokens": None if None in tokens else sum(count or 0 for count in tokens),
         },
-        "dtype": str(first.dtype).removeprefix("torch."),
-        "device": str(first.device),
-        "notes": [*subject.notes, *notes, *_of_the_batch(calls)],
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "device": str(subject.device),
+        "notes": list(dict.fromkeys(note for _, _, theirs in parts for note in theirs)),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fullrank.capture.documents import Documents
 from fullrank.errors import BatchError
+from fullrank.spec.subject import device_of
 from fullrank.verbs.cached import own_copy, without_past
 
 __all__ = ["Call", "as_calls"]
@@ -52,6 +53,28 @@ class Call:
             return self
         args, kwargs = without_past(self.args, self.kwargs)
         return replace(self, args=args, kwargs=kwargs, real=None, past=False)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether its sequences can be run one by one: every tensor has them first, and nothing else holds tensors."""
+        if self.past or self.documents is not None or self.sequences < 1:
+            return False
+        plain = all(isinstance(v, Tensor | str | int | float | None) for v in (*self.args, *self.kwargs.values()))
+        return plain and all(v.ndim == 0 or v.shape[0] == self.sequences for v in self._tensors())
+
+    def part(self, start: int, stop: int) -> Call:
+        """Some of its sequences."""
+        masks = self.real.items() if isinstance(self.real, dict) else []
+        real = {name: mask[start:stop] for name, mask in masks} or (
+            self.real[start:stop] if isinstance(self.real, Tensor) else None
+        )
+        return replace(
+            self,
+            args=tuple(_rows(value, start, stop) for value in self.args),
+            kwargs={name: _rows(value, start, stop) for name, value in self.kwargs.items()},
+            real=real,
+            token_ids=None if self.token_ids is None else self.token_ids[start:stop],
+        )
 
     def describe(self) -> str:
         """Names and shapes of the arguments, for messages."""
@@ -111,7 +134,7 @@ def as_calls(
 
 
 def _call(model: nn.Module, batch: Any, mask: Tensor | None, known: Tensor | None) -> Call:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(batch, Mapping):
@@ -195,6 +218,10 @@ def _check(real: Tensor | None, *, fewest: int) -> None:
     single = (count == 1).nonzero()
     if single.numel() and fewest > 1:
         raise BatchError(f"sequence {int(single[0])} has one token: at least two are needed to compare tokens.")
+
+
+def _rows(value: Any, start: int, stop: int) -> Any:
+    return value[start:stop] if isinstance(value, Tensor) and value.ndim else value
 
 
 def _moved(value: Any, device: torch.device) -> Any:

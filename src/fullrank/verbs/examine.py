@@ -15,7 +15,9 @@ from fullrank.capture.events import Observer
 from fullrank.capture.wrappers import bare
 from fullrank.errors import BatchError, SpecError
 from fullrank.measure import AttentionObserver, FreedMemory, SpectrumObserver, StreamObserver
-from fullrank.measure.chosen import ChosenHeads
+from fullrank.measure.budget import Budget
+from fullrank.measure.chosen import ChosenHeads, Heads
+from fullrank.measure.spectra import SEQUENCES
 from fullrank.measure.summaries import Summaries
 from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
@@ -26,6 +28,7 @@ from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
 from fullrank.verbs.statistics import statistics_notes
+from fullrank.verbs.within import record_within
 
 __all__ = ["Progress", "examine"]
 
@@ -42,6 +45,7 @@ def examine(
     batch_statistics: bool = False,
     seed: int = 0,
     memory: str | int | None = None,
+    seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure what becomes of the signal in a model: over depth, over context, over heads.
@@ -66,6 +70,9 @@ def examine(
         seed: for the default batch and for starting blocks of the iterations.
         memory: of a checkpoint named by a SPEC, the most that its weights may fill, such as `2GiB`; what does not fit
             is fetched layer by layer.
+        seconds: a time budget, from when the model is loaded. Where it is too short, less is sampled, in this order:
+            singular values of one sequence, of fewer heads, none; fewer sequences. One sequence is always read; what
+            was lowered is in the notes. See `fullrank.verbs.within` for how far it can be overdrawn.
         progress: called with a few words and the share done.
 
     Returns:
@@ -83,15 +90,25 @@ def examine(
     lengths, chosen = checked_contexts(contexts, ranks), chosen_heads(heads, spectrum=spectrum)
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, context=max(lengths, default=None)))
     tell = progress or (lambda what, share: None)
+    budget = _budget(seconds, lengths, ranks)
     with undisturbed(network, batch_statistics=batch_statistics):
         tell("finding the blocks", 0.0)
         anatomy = anatomy_of(network, calls, ranks, blocks=blocks)
+        forward = 0.0 if budget is None else budget.seconds - budget.left  # that of the survey
         if lengths and all(stack.over == "samples" for stack in anatomy.stacks):
             raise BatchError(f"contexts= was given, but {subject.name} has no tokens: its items are one vector each.")
         make = partial(_observers, anatomy, spectrum=spectrum, seed=seed, chosen=chosen)
         observers = make()
         plan = ContextPlan(lengths, calls, anatomy, partial(make, drawn=False), closing=given.closing if given else 0)
-        notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks)
+        if budget is None:
+            notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks)
+        else:
+            named = chosen is not None
+            read = record_within(
+                budget, network, calls, anatomy, make, tell, forward=forward, spectrum=spectrum, heads_chosen=named
+            )
+            observers, notes, calls = read.observers, read.notes, read.calls
+            given = given and replace(given, tokens=None)  # those of the sequences that were read
         by_context = plan.finish(network, observers, tell)
     observers = ranks.merged(observers)
     rows = [*(row for observer in observers for row in observer.rows()), *by_context.rows]
@@ -104,6 +121,15 @@ def examine(
     return Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )
+
+
+def _budget(seconds: float | None, contexts: tuple[int, ...], ranks: Ranks) -> Budget | None:
+    if seconds is None:
+        return None
+    if contexts or ranks.several:
+        other = "contexts=: every length is read whole" if contexts else "a distributed model: its processes read alike"
+        raise BatchError(f"seconds={seconds:g} does not go with {other}.")
+    return Budget(seconds)
 
 
 def _subject(model: nn.Module | str | Subject, seed: int, memory: str | int | None) -> tuple[Subject, Ranks]:
@@ -139,14 +165,20 @@ def _calls(
 
 
 def _observers(
-    anatomy: Anatomy, *, spectrum: bool, seed: int, chosen: ChosenHeads | None = None, drawn: bool = True
+    anatomy: Anatomy,
+    *,
+    spectrum: bool,
+    seed: int,
+    chosen: Heads | None = None,
+    drawn: bool = True,
+    sequences: int = SEQUENCES,
 ) -> list[Observer]:
-    if chosen is not None:
+    if isinstance(chosen, ChosenHeads):
         chosen.require({stack.name: len(stack.paths) for stack in anatomy.stacks})
     causal = [stack.name for stack in anatomy.stacks if stack.causal]
     summaries = Summaries()
     observers: list[Observer] = [Finite(), StreamObserver(causal=causal), AttentionObserver(summaries)]
     if spectrum:
-        observers.append(SpectrumObserver(summaries, seed=seed, heads=chosen, drawn=drawn))
+        observers.append(SpectrumObserver(summaries, seed=seed, heads=chosen, drawn=drawn, sequences=sequences))
     # freed memory is given back after each observer, before the next one asks for blocks of other sizes
     return [one for observer in observers for one in (observer, FreedMemory())]
