@@ -2,10 +2,11 @@
 
 import math
 import random
+from dataclasses import replace
 
 from fullrank.report import HeadSpectrum, Report
 from fullrank.report.spectrum import quarter_circle
-from fullrank.table import Row, Table
+from fullrank.table import Row, Slope, Table
 
 STREAM = {
     "rms": lambda d: 0.6 + 1.9 * d,
@@ -115,6 +116,29 @@ def report(
         "nulls": {stack: {"similarity": 0.0, "residual": 0.996, "centered_stable_rank": 47.1}},
     }  # fmt: skip
     return Report(rows=Table(rows), about=about, spectra=kept)
+
+
+def with_contexts(*, layers=4, heads=3, contexts=(64, 256, 1024), **options):
+    """The report of a causal decoder that was read at several contexts too, with slopes."""
+    plain = report(layers=layers, heads=heads, causal=True, spectra=False, **options)
+    draw = random.Random(7)
+    rows, slopes = list(plain.rows), []
+    middle = sum(map(math.log2, contexts)) / len(contexts)
+    for row in plain.rows:
+        stream = row.metric in ("similarity", "residual", "token_energy") and (row.site, row.part) == ("stream", "out")
+        if not ((stream or row.metric in ("entropy", "sink_mass")) and row.scope in ("late", "late+no-sink")):
+            continue
+        change = draw.gauss(-0.03, 0.03) * row.value
+        for c in contexts:
+            value = row.value + change * (math.log2(c) - middle)
+            rows.append(replace(row, value=value, scope=f"{row.scope}+context={c}", stderr=0.02))
+        half = None if row.metric == "token_energy" else abs(0.02 * row.value)
+        ends = {} if half is None else {"stderr": half / 2.4, "low": change - half, "high": change + half}
+        place = (row.stack, row.layer, row.site, row.part, row.metric, row.head, row.scope)
+        slopes.append(
+            Slope(*place, contexts, 8, per_doubling=change, **ends, note="" if ends else "of the whole batch")
+        )
+    return replace(plain, rows=Table(rows), context_slopes=tuple(slopes))
 
 
 def _spectrum(stack, layer, head, s, tokens, draw):
