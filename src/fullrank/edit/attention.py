@@ -14,12 +14,12 @@ from fullrank.capture.tensors import stream_input
 from fullrank.capture.wrappers import bare
 from fullrank.edit.call import Call
 from fullrank.edit.dispatch import Lease, lease_for
+from fullrank.edit.fitting import StateValue, new_value
 from fullrank.edit.forwards import EditedForward, Turns
 from fullrank.edit.handle import Change, Edit, make
 from fullrank.edit.places import Place, chosen_layers, chosen_stacks, enclosing, modules_by_name
 from fullrank.edit.registered import Added, refuse_wrapped
 from fullrank.edit.rewriting import After, Before, Rewriting
-from fullrank.edit.stream import StateValue, new_value
 from fullrank.errors import EditError
 
 __all__ = ["replace_heads", "rewrite_attention"]

@@ -12,7 +12,7 @@ __all__ = ["looked_into", "unflatten"]
 
 
 def unflatten(tensor: Tensor, dim: int, sizes: Any) -> Tensor:
-    # the method is Python code that calls its parent's, which the compiler does not follow from inside a mode
+    """`Tensor.unflatten`, which is Python code that calls its parent's: compilers do not follow that inside a mode."""
     dim = dim % tensor.ndim
     return tensor.view(*tensor.shape[:dim], *sizes, *tensor.shape[dim + 1 :])
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fullrank.edit.call import Call
+from fullrank.edit.fitting import broadcasts
 from fullrank.edit.layout import Layout
 from fullrank.edit.looked_into import looked_into, unflatten
 from fullrank.edit.places import Place
@@ -80,7 +81,14 @@ class Rewriting(TorchFunctionMode):
         for name in ("query", "key", "logits"):
             if getattr(call, name) is None and getattr(changed, name) is not None:
                 raise EditError(f"before set {name}, which attention in {self.path} ({call.kernel}) does not show.")
-        return changed
+        if changed.weights is None or changed.weights is call.weights:
+            return changed
+        rows = call.query if call.query is not None else call.logits
+        assert rows is not None
+        shape = (changed.value.shape[0], *rows.shape[1:-1], changed.keys)
+        if not broadcasts(changed.weights.shape, shape):
+            raise EditError(f"the new map in {self.path} is {tuple(changed.weights.shape)}, and {shape} is needed.")
+        return changed.change(weights=changed.weights.expand(shape))
 
     def end(self, call: Call, output: Tensor) -> Tensor:
         """The output that is to be handed on.
@@ -117,7 +125,7 @@ class Rewriting(TorchFunctionMode):
             self._softmaxes.begin(func, args, kwargs, output)
             return output
         if name in CARRY:
-            output = unflatten(*args) if func is Tensor.unflatten else func(*args, **kwargs)
+            output = unflatten(*args, **kwargs) if func is Tensor.unflatten else func(*args, **kwargs)
             self._softmaxes.carry(func, args, kwargs, output)
             return output
         if name in PRODUCTS:

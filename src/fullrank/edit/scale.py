@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fullrank.edit.branches import Branches
+from fullrank.edit.fitting import broadcasts
 from fullrank.edit.forwards import EditedForward, Turns
 from fullrank.edit.handle import Change, Edit, make
 from fullrank.edit.places import enclosing, modules_by_name
@@ -89,7 +90,10 @@ class _Scale:
         if turn not in self._wanted:
             return output
         added = output if isinstance(output, Tensor) else output[self._item]
-        scaled = self._by(added) if callable(self._by) else added * self._by
+        by = self._by
+        if isinstance(by, Tensor) and not broadcasts(by.shape, added.shape):
+            raise EditError(f"what {self._path} adds is {tuple(added.shape)}, and by= is {tuple(by.shape)}.")
+        scaled = by(added) if callable(by) else added * by
         if not isinstance(scaled, Tensor) or scaled.shape != added.shape:
             shape = tuple(scaled.shape) if isinstance(scaled, Tensor) else type(scaled).__name__
             raise EditError(f"what {self._path} adds is {tuple(added.shape)}, and scaled it would be {shape}.")

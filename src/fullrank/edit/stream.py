@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy
 from fullrank.capture.tensors import first_state, stream_input
+from fullrank.edit.fitting import StateValue, new_value
 from fullrank.edit.forwards import EditedForward, Turns
 from fullrank.edit.handle import Edit, make
 from fullrank.edit.places import Place, chosen_layers, enclosing, one_stack
 from fullrank.errors import EditError
 
-__all__ = ["StateValue", "replace_stream", "skip_block", "with_state"]
-
-StateValue = Tensor | float | Callable[[Tensor], Tensor]
-"""What takes the place of a tensor: a tensor that broadcasts to it, a number, or a function of it."""
+__all__ = ["replace_stream", "skip_block", "with_state"]
 
 
 def skip_block(model: nn.Module, where: Anatomy | str, *, stack: str | None = None, layer: int | None = None) -> Edit:
@@ -151,27 +148,6 @@ class _Replace:
         if state.ndim == 3 and self._place.tokens_first:
             new = new.transpose(0, 1)
         return new.reshape(state.shape)
-
-
-def new_value(value: StateValue, seen: Tensor, what: str) -> Tensor:
-    """What takes the place of a tensor, in its shape, type and place.
-
-    Returns:
-        The new tensor.
-
-    Raises:
-        EditError: where it does not broadcast.
-    """
-    new = value(seen) if callable(value) else value
-    if not isinstance(new, Tensor):
-        return torch.full_like(seen, new)
-    new = new.to(device=seen.device, dtype=seen.dtype)
-    fits = new.ndim <= seen.ndim and all(
-        a in (1, b) for a, b in zip(reversed(new.shape), reversed(seen.shape), strict=False)
-    )
-    if not fits:
-        raise EditError(f"{what} is {tuple(seen.shape)}, and the value for it is {tuple(new.shape)}.")
-    return new.expand(seen.shape)
 
 
 def with_state(output: Any, state: Tensor, item: int | str = 0) -> Any:

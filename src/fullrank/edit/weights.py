@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fullrank.capture.wrappers import bare
+from fullrank.edit.fitting import broadcasts
 from fullrank.edit.handle import Edit, make
 from fullrank.edit.places import modules_by_name
 from fullrank.edit.registered import refuse_wrapped
@@ -38,7 +39,7 @@ def replace_weight(model: nn.Module, name: str, value: Tensor | float | Callable
     tensor = _tensor(model, name)
     with torch.no_grad():
         new = value(tensor.detach().clone()) if callable(value) else torch.as_tensor(value)
-        if new.is_complex() != tensor.is_complex() or not _broadcasts(new, tensor):
+        if new.is_complex() != tensor.is_complex() or not broadcasts(new.shape, tensor.shape):
             raise EditError(f"{name} is {tuple(tensor.shape)}, and the value for it is {tuple(new.shape)}.")
     return make("replace the values", [name], [lambda: _Values(name, tensor, new)])
 
@@ -61,7 +62,7 @@ def reparametrize(model: nn.Module, name: str, function: nn.Module) -> Edit:
     Raises:
         EditError: where there is no such parameter, several modules share it, or f changes its shape.
     """
-    parameter = _tensor(model, name)
+    parameter = _tensor(model, name, parametrized=True)
     path, _, last = name.rpartition(".")
     module = modules_by_name(model)[path]
     if not isinstance(parameter, nn.Parameter):
@@ -144,15 +145,12 @@ class _Parametrized:
         return next((place for place, one in enumerate(found) if one is self._function), None)
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
+def _tensor(model: nn.Module, name: str, *, parametrized: bool = False) -> Tensor:
     path, _, last = name.rpartition(".")
     module = modules_by_name(model).get(path)
     found = None if module is None else module._parameters.get(last, module._buffers.get(last))
+    if found is None and module is not None and parametrize.is_parametrized(module, last):
+        found = module.parametrizations[last].original if parametrized else None  # type: ignore[index, union-attr]
     if found is None:
         raise EditError(f"{name!r} is no parameter or buffer of this {type(bare(model)).__name__}.")
     return found
-
-
-def _broadcasts(new: Tensor, tensor: Tensor) -> bool:
-    sizes = zip(reversed(new.shape), reversed(tensor.shape), strict=False)
-    return new.ndim <= tensor.ndim and all(a in (1, b) for a, b in sizes)
