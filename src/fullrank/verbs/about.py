@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from fullrank.verbs.ranks import Ranks
 __all__ = ["about", "kept_spectra", "null_values"]
 
 
-def null_values(anatomy: Anatomy, observers: Sequence[Observer], seed: int) -> dict[str, dict[str, float]]:
+def null_values(anatomy: Anatomy, observers: Sequence[Observer], seed: int) -> dict[str, Mapping[str, float]]:
     """What Gaussian tokens of each stack's shape give, by stack and metric."""
     causal = {stack.name: stack.causal for stack in anatomy.stacks}
     shapes = next(observer.shapes for observer in observers if isinstance(observer, StreamObserver))

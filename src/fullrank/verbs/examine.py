@@ -25,6 +25,7 @@ from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads
+from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
 from fullrank.verbs.statistics import statistics_notes
@@ -41,6 +42,8 @@ def examine(
     spectrum: bool = True,
     heads: Sequence[str] | None = None,
     contexts: Sequence[int] | None = None,
+    gradients: bool = False,
+    probes: int = 4,
     blocks: str | None = None,
     batch_statistics: bool = False,
     seed: int = 0,
@@ -64,6 +67,9 @@ def examine(
         heads: take singular values of these heads only, such as `3.5` (layer 3, head 5) or `decoder.3.5`.
         contexts: also take every number at these lengths, rising, and the slope of each over them: causal models are
             read by position in the one pass, others are run at each length on the same sequences, cut.
+        gradients: also go back through the model: through its own loss where the batch makes it return one (labels),
+            else through random projections of its last states. Costs the memory of a backward pass.
+        probes: number of random projections.
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
         batch_statistics: batch norms use the mean and variance of each batch, as in training, instead of their running
             ones; the running ones are left as they were.
@@ -98,14 +104,19 @@ def examine(
         if lengths and all(stack.over == "samples" for stack in anatomy.stacks):
             raise BatchError(f"contexts= was given, but {subject.name} has no tokens: its items are one vector each.")
         make = partial(_observers, anatomy, spectrum=spectrum, seed=seed, chosen=chosen)
-        observers = make()
+        observers, backwards = make(), None
+        if gradients:
+            several = len(calls) > 1 or ranks.several
+            observers += gradient_observers(network, anatomy, several=several)
+            first = ranks.before(sum(call.sequences for call in calls))
+            backwards = Backwards(network, probes=probes, seed=seed, first=first)
         plan = ContextPlan(lengths, calls, anatomy, partial(make, drawn=False), closing=given.closing if given else 0)
         if budget is None:
-            notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks)
+            notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks, backwards)
         else:
-            named = chosen is not None
+            named = None if chosen is None else len(chosen.named)
             read = record_within(
-                budget, network, calls, anatomy, make, tell, forward=forward, spectrum=spectrum, heads_chosen=named
+                budget, network, calls, anatomy, make, tell, forward=forward, spectrum=spectrum, named=named
             )
             observers, notes, calls = read.observers, read.notes, read.calls
             given = given and replace(given, tokens=None)  # those of the sequences that were read
@@ -118,6 +129,8 @@ def examine(
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
     }
+    if backwards is not None:
+        told["gradients"] = str(backwards.about)
     return Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from fullrank.capture import Anatomy, Backward, ParameterGradient, Recorder
 from fullrank.capture.backward import awake, own_loss, parameter_gradients, projected_ends, projection
 from fullrank.capture.events import Observer
+from fullrank.measure import FreedMemory, GradientObserver, ParameterObserver
 from fullrank.verbs.batches import Call
 
-__all__ = ["Differentiated", "forward_and_back", "gradient_pass"]
+__all__ = ["Backwards", "Differentiated", "forward_and_back", "gradient_observers"]
 
 
 @dataclass(frozen=True)
@@ -119,35 +119,52 @@ def forward_and_back(
         return about, notes
 
 
-def gradient_pass(
-    model: nn.Module,
-    calls: Sequence[Call],
-    anatomy: Anatomy,
-    observers: Sequence[Observer],
-    *,
-    probes: int = 4,
-    seed: int = 0,
-    frozen: bool = True,
-) -> tuple[Differentiated, list[str]]:
-    """Run every call once, forward and back, feeding the observers.
+class Backwards:
+    """Runs the calls of one model forward and back, in order, and remembers what was differentiated.
 
     Args:
         model: in the state it is to be looked at (see `undisturbed`).
-        calls: what it is called with.
-        anatomy: what the survey found.
-        observers: what takes the events, of gradients and of anything else: there is one forward for all of them.
         probes: number of random projections, where there is no loss.
         seed: of the projections.
+        first: place of the first call's first sequence among those of all processes.
         frozen: also take gradients of frozen parameters.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, probes: int = 4, seed: int = 0, first: int = 0, frozen: bool = True
+    ) -> None:
+        self.about = Differentiated("nothing", 0)
+        self._model = model
+        self._probes = probes
+        self._seed = seed
+        self._first = first
+        self._frozen = frozen
+
+    def __call__(self, call: Call, recorder: Recorder) -> list[str]:
+        """Run one call under a recorder; gives sentences about what could not be differentiated."""
+        self.about, notes = forward_and_back(
+            self._model,
+            call,
+            recorder,
+            probes=self._probes,
+            seed=self._seed,
+            first=self._first,
+            frozen=self._frozen,
+        )
+        self._first += call.sequences
+        return notes
+
+
+def gradient_observers(model: nn.Module, anatomy: Anatomy, *, several: bool) -> list[Observer]:
+    """What looks at gradients: of the stream and of attention, and of parameters.
+
+    Args:
+        model: that was surveyed.
+        anatomy: what the survey found.
+        several: whether there are several batches or processes, whose parameters' gradients must be added up.
 
     Returns:
-        What was differentiated in the last call, and sentences about what was not seen.
+        The observers.
     """
-    notes = dict.fromkeys(anatomy.notes)
-    about, first = Differentiated("nothing", 0), 0
-    for call in calls:
-        with Recorder(model, observers, anatomy=anatomy, real=call.real) as recorder:
-            about, said = forward_and_back(model, call, recorder, probes=probes, seed=seed, first=first, frozen=frozen)
-        notes.update(dict.fromkeys([*recorder.notes, *said]))
-        first += call.sequences
-    return about, list(notes)
+    causal = [stack.name for stack in anatomy.stacks if stack.causal]
+    return [GradientObserver(causal=causal), ParameterObserver(model, anatomy, several=several), FreedMemory()]

@@ -22,6 +22,9 @@ __all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of all that is done, from 0 to 1."""
 
+RunCall = Callable[[Call, Recorder], list[str]]
+"""Runs one call under an entered recorder; gives sentences about what could not be had."""
+
 
 def require_finite_weights(model: nn.Module) -> None:
     """Refuse a model with a NaN or an infinity among its parameters.
@@ -56,6 +59,7 @@ def record(
     observers: Sequence[Observer],
     tell: Progress,
     ranks: Ranks | None = None,
+    run_call: RunCall | None = None,
 ) -> list[str]:
     """Run every call once, feeding the observers.
 
@@ -66,10 +70,17 @@ def record(
         observers: what takes the events.
         tell: hears of every block.
         ranks: the processes that do the same on their parts; by default this one alone.
+        run_call: runs one call under its recorder, as for gradients; by default one plain forward.
 
     Returns:
         Sentences about what was not seen, or seen on another path.
     """
+
+    def plain(call: Call, recorder: Recorder) -> list[str]:
+        call.run(model)
+        return []
+
+    forward = run_call or plain
     layers = sum(len(stack.paths) for stack in anatomy.stacks)
     notes = dict.fromkeys(anatomy.notes)
     together = ranks or Ranks()
@@ -92,8 +103,8 @@ def record(
                 model, observers, anatomy=anatomy, real=call.real, documents=call.documents, progress=step
             ) as recorder,
         ):
-            call.run(model)
-        notes.update(dict.fromkeys(recorder.notes))
+            said = forward(call, recorder)
+        notes.update(dict.fromkeys([*recorder.notes, *said]))
 
     def run_all() -> None:
         for index, call in enumerate(calls):

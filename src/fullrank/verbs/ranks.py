@@ -103,6 +103,14 @@ class Ranks:
         if any(one != every[0] for one in every):
             raise BatchError(complaint)
 
+    def before(self, count: int) -> int:
+        """How many the processes before this one have together, where this one has `count`."""
+        if self.group is None:
+            return 0
+        import torch.distributed as dist
+
+        return sum(self.gathered(count)[: dist.get_rank(self.group)])
+
     def merged(self, observers: Sequence[Observer]) -> list[Observer]:
         """The observers with what those of all processes have seen, the same on each process."""
         first, *others = self.gathered(list(observers))
