@@ -19,12 +19,14 @@ from fullrank.measure.budget import Budget
 from fullrank.measure.chosen import ChosenHeads, Heads
 from fullrank.measure.spectra import SEQUENCES
 from fullrank.measure.summaries import Summaries
+from fullrank.measure.weights import weight_rows
 from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
+from fullrank.verbs.backwards_within import backwards_within
 from fullrank.verbs.batches import Call, as_calls
-from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads
+from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads, longest_context
 from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
@@ -44,6 +46,7 @@ def examine(
     contexts: Sequence[int] | None = None,
     gradients: bool = False,
     probes: int = 4,
+    weights: bool = False,
     blocks: str | None = None,
     batch_statistics: bool = False,
     seed: int = 0,
@@ -70,6 +73,7 @@ def examine(
         gradients: also go back through the model: through its own loss where the batch makes it return one (labels),
             else through random projections of its last states. Costs the memory of a backward pass.
         probes: number of random projections.
+        weights: also measure the weights themselves, by their role in the blocks.
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
         batch_statistics: batch norms use the mean and variance of each batch, as in training, instead of their running
             ones; the running ones are left as they were.
@@ -94,7 +98,7 @@ def examine(
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
     lengths, chosen = checked_contexts(contexts, ranks), chosen_heads(heads, spectrum=spectrum)
-    given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, context=max(lengths, default=None)))
+    given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, contexts=lengths))
     tell = progress or (lambda what, share: None)
     budget = _budget(seconds, lengths, ranks)
     with undisturbed(network, batch_statistics=batch_statistics):
@@ -104,8 +108,8 @@ def examine(
         if lengths and all(stack.over == "samples" for stack in anatomy.stacks):
             raise BatchError(f"contexts= was given, but {subject.name} has no tokens: its items are one vector each.")
         make = partial(_observers, anatomy, spectrum=spectrum, seed=seed, chosen=chosen)
-        observers, backwards = make(), None
-        if gradients:
+        observers, backwards, differentiated = make(), None, ""
+        if gradients and budget is None:
             several = len(calls) > 1 or ranks.several
             observers += gradient_observers(network, anatomy, several=several)
             first = ranks.before(sum(call.sequences for call in calls))
@@ -114,23 +118,30 @@ def examine(
         if budget is None:
             notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks, backwards)
         else:
+            each = forward / max(1, calls[0].sequences)
             named = None if chosen is None else len(chosen.named)
             read = record_within(
                 budget, network, calls, anatomy, make, tell, forward=forward, spectrum=spectrum, named=named
             )
             observers, notes, calls = read.observers, read.notes, read.calls
             given = given and replace(given, tokens=None)  # those of the sequences that were read
+            if gradients:
+                more, said, differentiated = backwards_within(
+                    budget, network, calls, anatomy, tell, forward=each, probes=probes, seed=seed
+                )
+                observers, notes = [*observers, *more], list(dict.fromkeys([*notes, *said]))
         by_context = plan.finish(network, observers, tell)
+        of_weights = weight_rows(network, anatomy, seed=seed) if weights else []
     observers = ranks.merged(observers)
-    rows = [*(row for observer in observers for row in observer.rows()), *by_context.rows]
+    rows = [*(row for observer in observers for row in observer.rows()), *by_context.rows, *of_weights]
     notes = [*notes, *by_context.notes, *statistics_notes(network, batch_statistics=batch_statistics)]
     told = about(subject, given, calls, anatomy, notes, ranks) | {
         "nulls": null_values(anatomy, observers, seed),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    if backwards is not None:
-        told["gradients"] = str(backwards.about)
+    if gradients:
+        told["gradients"] = differentiated or str(backwards and backwards.about)
     return Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )
@@ -160,7 +171,7 @@ def _subject(model: nn.Module | str | Subject, seed: int, memory: str | int | No
 
 
 def _calls(
-    subject: Subject, batch: Any, mask: Tensor | None, seed: int, ranks: Ranks, *, context: int | None = None
+    subject: Subject, batch: Any, mask: Tensor | None, seed: int, ranks: Ranks, *, contexts: Sequence[int] = ()
 ) -> tuple[Inputs | None, list[Call]]:
     if batch is None and ranks.several:
         raise BatchError(
@@ -169,9 +180,7 @@ def _calls(
         )
     given = batch if isinstance(batch, Inputs) else None
     if batch is None:
-        if context is not None and subject.batch is None and subject.modality not in ("text", "multimodal"):
-            raise BatchError(f"contexts= was given, but {subject.name} reads {subject.modality} input, not text.")
-        given = inputs(subject, context=context, seed=seed)
+        given = inputs(subject, context=longest_context(contexts, subject), seed=seed)
     if given is None:
         return None, as_calls(subject.model, batch, mask)
     return given, as_calls(subject.model, list(given.batches), mask, known=given.real)
