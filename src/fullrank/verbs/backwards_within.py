@@ -29,7 +29,7 @@ def backwards_within(
     probes: int,
     seed: int,
 ) -> tuple[list[Observer], list[str], str]:
-    """Go back through everything that was read if there is time for it, else through its first sequence, with one probe.
+    """Go back through everything that was read if there is time for it, else through the first sequence, with one probe.
 
     Args:
         budget: what is left of it counts.
@@ -51,8 +51,6 @@ def backwards_within(
     observers = gradient_observers(model, anatomy, several=len(chosen) > 1)
     notes = record(model, chosen, anatomy, observers, tell, None, backwards)
     if not enough:
-        notes.append(
-            f"time budget of {budget.seconds:g} s: gradients of {chosen[0].sequences} of {sequences} sequences, through "
-            "one projection where the model has no loss."
-        )
+        through = "" if backwards.about.of == "loss" else ", through one random projection"
+        notes.append(f"time budget of {budget.seconds:g} s: gradients of {chosen[0].sequences} sequence only{through}.")
     return observers, notes, str(backwards.about)
