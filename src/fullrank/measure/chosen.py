@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from fullrank.errors import ModelError, ShapeError
 
-__all__ = ["ChosenHeads"]
+__all__ = ["ChosenHeads", "Heads"]
+
+
+class Heads(Protocol):
+    """Some heads of every attention call."""
+
+    def of(self, stack: str, layer: int, heads: int) -> tuple[int, ...]:
+        """Those of one call, rising; none where nothing of this layer is wanted."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fullrank.capture.events import AttentionCall, Event, Signal
-from fullrank.measure.chosen import ChosenHeads
+from fullrank.measure.chosen import Heads
 from fullrank.measure.positions import real_or_all
 from fullrank.measure.samples import Place, Samples
 from fullrank.measure.scree import MapSpectrum, map_spectra
@@ -18,9 +18,9 @@ from fullrank.operators import AttentionMap, Full
 from fullrank.operators.spectra import MEMORY, AttentionSpectra, attention_spectra
 from fullrank.table import Row
 
-__all__ = ["SpectrumObserver"]
+__all__ = ["SEQUENCES", "SpectrumObserver"]
 
-_SEQUENCES = 4  # of a batch: spectra are the dear part, and this many give their spread
+SEQUENCES = 4  # of a batch: spectra are the dear part, and this many give their spread
 _SMALL_SPREAD = 0.7  # up to this logit deviation the bulk edge of independent rows is 2√(Y₂ − 1/T)
 
 _METRICS = (
@@ -40,7 +40,7 @@ _NO_NULL = "the map could not be permuted (too large, or visible keys scattered)
 class SpectrumObserver:
     """Singular values of every head of every call, over the rows of the headline scope.
 
-    They are taken of at most four sequences of each batch; a row's `n` says of how many.
+    They are taken of at most four sequences of each batch (or `sequences`); a row's `n` says of how many.
 
     Args:
         summaries: shared with the observer of rows, so that the pass over each map is made once.
@@ -48,6 +48,7 @@ class SpectrumObserver:
         memory: bytes of maps kept at a time; larger maps are multiplied by blocks.
         heads: the only heads that are looked at; all by default.
         drawn: whether to keep the singular values of the first sequence for drawing.
+        sequences: of how many sequences of a batch they are taken.
     """
 
     needs: frozenset[Signal] = frozenset({"attention"})
@@ -58,8 +59,9 @@ class SpectrumObserver:
         *,
         seed: int = 0,
         memory: int = MEMORY,
-        heads: ChosenHeads | None = None,
+        heads: Heads | None = None,
         drawn: bool = True,
+        sequences: int = SEQUENCES,
     ) -> None:
         self._samples = Samples()
         self._summaries = summaries or Summaries()
@@ -67,6 +69,7 @@ class SpectrumObserver:
         self._memory = memory
         self._heads = heads
         self._draws = drawn
+        self._sequences = sequences
         self._drawn: dict[Place, list[MapSpectrum]] = {}
 
     def see(self, event: Event) -> None:
@@ -80,7 +83,7 @@ class SpectrumObserver:
             return
         scopes, summary = self._summaries.of(event)
         scope, rows = list(scopes.items())[-1]
-        batch = min(whole, _SEQUENCES)
+        batch = min(whole, self._sequences)
         rows = rows[:batch]
         columns = real_or_all(event.real_keys, whole, keys, rows.device)[:batch]
         attention = event.attention.select(slice(0, batch), slice(0, heads))
@@ -110,6 +113,17 @@ class SpectrumObserver:
         self._samples.add(place, "bulk_excess", s2 / null, scope=scope, exact=exact, undefined=_NO_NULL, heads=named)
         if self._draws and place not in self._drawn and bool(rows[0].any()):
             self._drawn[place] = self._draw(place, event, rows[0], columns[0], Y2[0], named)
+
+    def pass_over(self, event: Event, reason: str) -> None:
+        """Take none of a call, and say why where no other call of its place gives them."""
+        if isinstance(event, AttentionCall):
+            heads = event.attention.shape[1]
+            named = None if self._heads is None else self._heads.of(event.stack, event.layer, heads)
+            if named == ():
+                return
+            scope = list(self._summaries.of(event)[0])[-1]
+            place = Place(event.stack, event.layer, "attention", event.part)
+            self._see_nothing(place, scope, 1, named or tuple(range(heads)), reason)
 
     def rows(self) -> list[Row]:
         """Every number gathered so far."""

@@ -1,0 +1,178 @@
+"""Recording within a time budget: the first sequence always, what else there is time for, and what was lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torch import nn
+
+from fullrank.capture import Anatomy
+from fullrank.capture.events import Observer
+from fullrank.measure import SpectrumObserver
+from fullrank.measure.budget import Budget, Costs, EvenHeads, OutOfTime, Sampling, Shedding, Stop, Timed, sampling
+from fullrank.measure.spectra import SEQUENCES
+from fullrank.verbs.batches import Call
+from fullrank.verbs.passes import Progress, record
+
+__all__ = ["Read", "record_within"]
+
+Make = Callable[..., list[Observer]]
+"""Observers for one pass; takes `spectrum`, `sequences` and, where fewer heads are looked at, `chosen`."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was recorded.
+
+    Attributes:
+        observers: with everything that was read, as `make` gives them.
+        notes: sentences about what was not seen, and about what the budget left out.
+        calls: what was read, in whole sequences.
+    """
+
+    observers: list[Observer]
+    notes: list[str]
+    calls: list[Call]
+
+
+def record_within(
+    budget: Budget,
+    model: nn.Module,
+    calls: Sequence[Call],
+    anatomy: Anatomy,
+    make: Make,
+    tell: Progress,
+    *,
+    forward: float,
+    spectrum: bool,
+    named: int | None,
+) -> Read:
+    """Read as much of the batch as the budget allows.
+
+    The first block of one sequence is tried out, with the singular values of one head; from its time and that of a
+    forward follows what is taken (`measure.budget.sampling`). The first sequence is always read to its end: after the
+    budget its forward, its token metrics and its attention rows still run, its singular values no more. Of the others
+    none is begun when the budget is over, and one that is running is left after the block at hand and thrown away. So
+    the budget is overdrawn by the rest of the first sequence without spectra at most, else by one block of the
+    sequences that are read together (as many as were read before), and the assembly of the report.
+
+    Args:
+        budget: seconds from now on.
+        model: in the state it is to be looked at.
+        calls: what it is called with; divided into sequences where every tensor of a call has them first.
+        anatomy: what the survey found.
+        make: makes observers.
+        tell: hears of every block.
+        forward: seconds that the first call's forward took.
+        spectrum: whether singular values are asked for at all.
+        named: how many heads the user named; None where all are meant.
+
+    Returns:
+        What was read.
+    """
+    divided = all(_divides(call, anatomy) for call in calls)
+    units = [call.sequences if divided else 1 for call in calls]
+    first = calls[0].part(0, 1) if divided else calls[0]
+    forward = forward / units[0]
+    costs = _costs(budget, model, first, anatomy, make, units, forward=forward, spectrum=spectrum, named=named)
+    plan = sampling(costs, budget.left, heads_chosen=named is not None)
+    whole = plan.spectra == costs.spectra
+    few = {} if plan.heads is None else {"chosen": EvenHeads(plan.heads)}
+    main: list[Observer] = []
+    notes: dict[str, None] = {}
+    done: list[Call] = []
+    shed = read = 0
+    for call, start, stop in _chunks(calls, units, plan.sequences):
+        if read and budget.over:
+            break
+        taken = max(0, min(stop, SEQUENCES) - start) if divided and whole else SEQUENCES if whole or not read else 0
+        spectra = plan.spectra > 0 and taken > 0
+        observers = make(spectrum=spectra, sequences=taken or 1, **(few if spectra else {}))
+        wrapped = [Shedding(one, budget) if isinstance(one, SpectrumObserver) else one for one in observers]
+        part = call.part(start, stop) if divided else call
+
+        def step(what: str, share: float, read: int = read, size: int = stop - start) -> None:
+            tell(what, (read + share * size) / plan.sequences)
+
+        try:
+            said = record(model, [part], anatomy, [*wrapped, Stop(budget)] if read else wrapped, step)
+        except OutOfTime:
+            break
+        notes.update(dict.fromkeys(said))
+        shed += sum(one.shed for one in wrapped if isinstance(one, Shedding))
+        _merge(main, observers)
+        read += stop - start
+        done.append(part)
+    unit = "sequences" if divided else "batches"
+    return Read(main, [*notes, *_said(budget, plan, costs, read, shed, unit)], done)
+
+
+def _costs(
+    budget: Budget,
+    model: nn.Module,
+    first: Call,
+    anatomy: Anatomy,
+    make: Make,
+    units: Sequence[int],
+    *,
+    forward: float,
+    spectrum: bool,
+    named: int | None,
+) -> Costs:
+    """From the first block of one sequence, with the singular values of one head."""
+    made = make(spectrum=spectrum, sequences=1, chosen=EvenHeads(1)) if spectrum else make(spectrum=False)
+    timed = [Timed(observer, budget.clock) for observer in made]
+    with suppress(OutOfTime):
+        record(model, [first], anatomy, [*timed, Stop()], lambda what, share: None)
+    blocks = sum(len(stack.paths) for stack in anatomy.stacks)
+    of_spectra = sum(one.seconds for one in timed if isinstance(one.observer, SpectrumObserver))
+    rest = sum(one.seconds for one in timed) - of_spectra
+    spectra = 0
+    if spectrum:
+        spectra = len(units) if max(units) == 1 else sum(min(count, SEQUENCES) for count in units)
+    each = forward + blocks * rest
+    if named is not None:  # each in one block
+        return Costs(each, of_spectra, sum(units), spectra, named)
+    heads = max((stack.heads or 0 for stack in anatomy.stacks), default=0)
+    return Costs(each, blocks * of_spectra, sum(units), spectra, heads)
+
+
+def _divides(call: Call, anatomy: Anatomy) -> bool:
+    return call.divisible and not any(stack.tokens_first for stack in anatomy.stacks)
+
+
+def _chunks(calls: Sequence[Call], units: Sequence[int], most: int) -> Iterator[tuple[Call, int, int]]:
+    """The first alone, then as many as were read before, within one call."""
+    read = 0
+    for call, count in zip(calls, units, strict=True):
+        start = 0
+        while start < count and read < most:
+            size = min(max(1, read), count - start, most - read)
+            yield call, start, start + size
+            start, read = start + size, read + size
+
+
+def _merge(main: list[Observer], more: Sequence[Observer]) -> None:
+    """Observers of one kind are one; a kind that is new is added."""
+    if not main:
+        main.extend(more)
+        return
+    for observer in more:
+        same = next((one for one in main if type(one) is type(observer)), None)
+        if same is None:
+            main.append(observer)
+        else:
+            same.merge(observer)
+
+
+def _said(budget: Budget, plan: Sampling, costs: Costs, read: int, shed: int, unit: str) -> list[str]:
+    said = [words.replace("sequences", unit) for words in plan.lowered(costs)]
+    if read < plan.sequences:
+        said.append(f"{read} of {plan.sequences} {unit} when it ran out")
+    if shed:
+        said.append(f"no singular values of {shed} attention calls, when it had run out")
+    if not said:
+        return []
+    return [f"time budget of {budget.seconds:g} s: {'; '.join(said)}."]
