@@ -76,14 +76,13 @@ def _listed(model: nn.Module, block: str, weights: list[Weight], group: Set[str]
             continue
         if not (path.startswith(f"{block}.") and down.startswith(f"{path}.")):
             continue
-        children = dict(module.named_children())
         own = down[len(path) + 1 :].split(".")[0]
+        children = _alike(module, own)
         beside, called = (
             {name[len(path) + 1 :].split(".")[0] for name in names if name.startswith(f"{path}.")}
             for names in (group, every)
         )
-        one_class = len({type(child) for child in children.values()}) == 1
-        if len(children) < 2 or not one_class or (len(beside) < 2 and len(called) == len(children)):
+        if len(children) < 2 or (len(beside) < 2 and len(called) == len(children)):
             continue
         old = f"{path}.{own}."
         return [
@@ -97,3 +96,12 @@ def _listed(model: nn.Module, block: str, weights: list[Weight], group: Set[str]
             for weight in weights
         ]
     return weights
+
+
+def _alike(container: nn.Module, own: str) -> list[str]:
+    """The children of a list whose parameters have the names and shapes of one of them."""
+    shapes = {
+        name: {inner: parameter.shape for inner, parameter in child.named_parameters()}
+        for name, child in container.named_children()
+    }
+    return [name for name, found in shapes.items() if found == shapes.get(own)]

@@ -62,7 +62,7 @@ def mlp_roles(
         inner, opaque = region.up(hit.product.reads, states)
         if any(one.node.order in attended for one in inner):
             waiting.extend(inner)  # it leads out of a narrower stream inside the block
-        elif inner and not opaque and not any(one.mixing for one in inner):
+        elif inner and not opaque and not any(one.mixing or _mixes(one.product) for one in (hit, *inner)):
             downs[hit.node.order] = hit.product
     adapters = _adapters(list(downs.values()), region, states)
     mains = [product for order, product in downs.items() if order not in adapters]
@@ -76,6 +76,11 @@ def mlp_roles(
     ]
     every = {weights[-1].parameter for group in groups for weights in group}
     return list(dict.fromkeys(weight for group in groups for weight in experts(model, block, group, every)))
+
+
+def _mixes(product: Product) -> bool:
+    """A convolution over several places."""
+    return product.weight is not None and product.weight.shape[2:].numel() > 1 and product.node.name.startswith("conv")
 
 
 def _adapters(products: list[Product], region: Region, states: set[int]) -> dict[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.places import place_of
 from fullrank.capture.products import Product, factors_of, is_product
-from fullrank.capture.upstream import Region, origin
+from fullrank.capture.upstream import Region, carried, origin
 from fullrank.capture.ways import Way, compact
 from fullrank.capture.weights import Role, Runs, Weight, runs
 
@@ -184,7 +184,8 @@ def _upstream(role: Role, part: str, ref: Ref, axis: int, heads: int, region: Re
     products = list({hit.node.order: hit.product for hit in hits}.values())
     numbers = {p.node.order: Way(Ref(p.node, 0), p.features).to(ref) for p in products}
     main, others = beside(products, region, {order: _count(found) for order, found in numbers.items()}, states)
-    return weight_of(role, part, main, others, *_features(numbers[main.node.order], axis, heads))
+    weight = weight_of(role, part, main, others, *_features(numbers[main.node.order], axis, heads))
+    return weight if not region.up(main.reads, states)[0] else replace(weight, direct=False)
 
 
 def _count(numbers: Tensor | None) -> int:
@@ -271,7 +272,7 @@ def _output(call: Node, part: str, heads: int, region: Region, states: set[int])
     place = place_of(main)
     if not weight.reason and columns:
         weight = replace(weight, heads=tuple(_runs(head, place.columns) for head in columns))
-    return weight
+    return weight if carried(call.out, main.reads) else replace(weight, direct=False)
 
 
 def _output_axes(call: Node, shape: torch.Size, heads: int) -> tuple[int, int] | None:

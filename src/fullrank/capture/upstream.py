@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.products import Product, is_product, product_of
-from fullrank.capture.ways import IDENTITY
+from fullrank.capture.ways import IDENTITY, MOVES
 
-__all__ = ["Hit", "Region", "origin"]
+__all__ = ["Hit", "Region", "carried", "origin"]
 
 _NONLINEAR = frozenset(
     {"relu", "relu_", "gelu", "silu", "silu_", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
@@ -166,3 +166,16 @@ def origin(ref: Ref) -> Ref:
     while ref.node.name in _CARRIED and ref.node.parents:
         ref = ref.node.parents[0]
     return ref
+
+
+def carried(start: Ref, end: Ref) -> bool:
+    """Whether nothing but views, casts, copies and dropout lies between two tensors."""
+    ref = end
+    while ref.node is not start.node:
+        if ref.node.name not in _CARRIED and ref.node.name not in MOVES and ref.node.name not in ("view", "reshape"):
+            return False
+        floating = [parent for parent in ref.node.parents if parent.node.floating]
+        if len(floating) != 1:
+            return False
+        ref = floating[0]
+    return True

@@ -54,6 +54,8 @@ class Weight:
         heads: for each attention head of the call the rows of the parameter that make it, for `o` the columns that read
             it; with grouped queries a key head stands once for every query head it serves. Empty where not per head.
         beside: other parameters that add to the same role: low-rank adapters, the rotary part of latent attention.
+        direct: of q, k and v, whether it reads the stream (or a norm of it), not what another weight made of it; of o,
+            whether it reads what the kernel returned, with no gate or norm in between.
         reason: why it is not known, or cannot be read as a matrix; empty where it can.
     """
 
@@ -68,6 +70,7 @@ class Weight:
     stacked: bool = False
     heads: tuple[Runs, ...] = ()
     beside: tuple[str, ...] = ()
+    direct: bool = True
     reason: str = ""
 
     @property

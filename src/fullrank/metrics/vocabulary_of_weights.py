@@ -56,8 +56,8 @@ WEIGHTS: Final = (
     ),
     _weight(
         "spectral_norm",
-        "σ₁ of a weight, ‖W‖₂: the largest factor by which it lengthens a vector. The norms of W_Q and W_K bound how low "
-        "the entropy of attention can go.",
+        "σ₁ of a weight, ‖W‖₂: the largest factor by which it lengthens a vector. The norms of W_Q and W_K bound how "
+        "low the entropy of attention can go.",
         unit="that of the weight",
         healthy="of order 1",
         collapsed="∞: logits grow and attention becomes one-hot; 0: nothing passes",

@@ -111,8 +111,8 @@ def qk_eigenvalue_variance(
     """Variance of the in eigenvalues of W_QK = W_Qᵀ W_K, mean|λ|² − |mean λ|² (Bao et al. 2024).
 
     All but head_width of them are zero. Small values let attention settle on few tokens without collapse. Range
-    [0, ∞); null about std⁴·head_width²/2 for independent entries; without the scale of the logits. NaN where W is not finite.
-    O(in head_width² + head_width³).
+    [0, ∞); null about std⁴·head_width²/2 for independent entries; without the scale of the logits. NaN where W is
+    not finite. O(in head_width² + head_width³).
 
     Args:
         W_Q: queries of one head are W_Q x.
@@ -154,7 +154,8 @@ def value_output_sign(
     """
     if W_V.shape[-2] != W_O.shape[-1] or W_V.shape[-1] != W_O.shape[-2]:
         raise ShapeError(
-            f"W_V has shape {tuple(W_V.shape)} and W_O {tuple(W_O.shape)}; W_O W_V must lead from the stream back to it."
+            f"W_V has shape {tuple(W_V.shape)} and W_O {tuple(W_O.shape)}; W_O W_V must lead from the stream back to "
+            "it."
         )
     W_V, W_O = accumulate(W_V).double(), accumulate(W_O).double()
     inner, width = W_V.shape[-2:]
