@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from alike import differences
-from tiny import as_pickle, save_bert
 from transformers import BertModel, GPT2Config, GPT2Model
 from typer.testing import CliRunner
 
 import fullrank
+from alike import differences
 from fullrank.cli.app import app
 from fullrank.errors import SpecError
 from fullrank.spec import load
 from fullrank.spec.memory import budget
+from tiny import as_pickle, save_bert
 
 IDS = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(0))
 
