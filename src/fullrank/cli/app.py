@@ -32,6 +32,14 @@ Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, metavar="S", help="Of random weights, random inputs and starting vectors.")
 ]
 Context = Annotated[int | None, typer.Option(metavar="N", help="Tokens per sequence. [default: 512 or the model's]")]
+Contexts = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,…", help="Also take every number at these lengths, and its slope: 256,1024,4096."),
+]
+Heads = Annotated[
+    str | None,
+    typer.Option(metavar="L.H,…", help="Singular values of these heads only: 3.5 is layer 3, head 5; or decoder.3.5."),
+]
 Documents = Annotated[int | None, typer.Option(metavar="N", help="How many sequences. [default: 8, or all images]")]
 
 
@@ -57,6 +65,7 @@ def examine(
     init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
     revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
     context: Context = None,
+    contexts: Contexts = None,
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, cut into stretches.")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="One document per line, field 'text'.")
@@ -76,6 +85,7 @@ def examine(
         typer.Option(metavar="SIZE", help="Most that weights may fill, such as 2GiB; the rest is read layer by layer."),
     ] = None,
     no_spectrum: NoSpectrum = False,
+    heads: Heads = None,
     blocks: Annotated[
         str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
     ] = None,
@@ -100,6 +110,8 @@ def examine(
             job.Feeding(context, documents, text, data, images),
             seed=seed,
             spectrum=not no_spectrum,
+            contexts=contexts,
+            heads=heads,
             blocks=blocks,
             html=html,
             json=json,

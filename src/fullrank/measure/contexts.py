@@ -22,6 +22,9 @@ __all__ = ["ByPosition", "Reading", "first_tokens", "in_context", "rows_in_conte
 Seen = StreamState | AttentionCall
 """What has a length to be cut: gradients of a loss over all tokens have none."""
 
+_SITES = ("stream", "read", "attention")
+"""What is taken of single tokens, and so of the first ones; weights and gradients of a loss are not."""
+
 _TOKENS = ("late", "samples")
 """Parts of a scope that say over which tokens a number was taken; others say what was left out of them."""
 
@@ -42,7 +45,7 @@ def rows_in_context(rows: Sequence[Row], context: int, stacks: Collection[str]) 
     Returns:
         Rows over late tokens where the number was taken over them, else over all; their scopes say the context.
     """
-    wanted = [row for row in rows if row.stack in stacks]
+    wanted = [row for row in rows if row.stack in stacks and row.site in _SITES]
     scopes: dict[tuple[str, int, str, str, str], set[str]] = {}
     for row in wanted:
         scopes.setdefault(_number(row), set()).add(_tokens(row.scope))

@@ -17,16 +17,35 @@ from fullrank.errors import BatchError, ContextError
 from fullrank.measure.chosen import ChosenHeads
 from fullrank.measure.contexts import ByPosition, Reading
 from fullrank.measure.slopes import slopes
+from fullrank.spec import Subject
 from fullrank.table import Row, Slope
 from fullrank.verbs.batches import Call
 from fullrank.verbs.cutting import Length, cut, length_of
 from fullrank.verbs.passes import Progress, record
 from fullrank.verbs.ranks import Ranks
 
-__all__ = ["ByContext", "ContextPlan", "checked_contexts", "chosen_heads"]
+__all__ = ["ByContext", "ContextPlan", "checked_contexts", "chosen_heads", "longest_context"]
 
 _FEWEST = 8
 _TOLERANCE = 1e-3  # relative: what another order of summation may change in float32 over a deep stack
+
+
+def longest_context(contexts: Sequence[int], subject: Subject) -> int | None:
+    """How many tokens the default inputs need to have.
+
+    Args:
+        contexts: from `checked_contexts`.
+        subject: what reads them.
+
+    Returns:
+        The longest; None without contexts.
+
+    Raises:
+        BatchError: where the subject is fed by default with something else than text.
+    """
+    if contexts and subject.batch is None and subject.modality not in ("text", "multimodal"):
+        raise BatchError(f"contexts= was given, but {subject.name} reads {subject.modality} input, not text.")
+    return max(contexts, default=None)
 
 
 class ByContext(NamedTuple):
@@ -57,12 +76,12 @@ def chosen_heads(heads: Sequence[str] | None, *, spectrum: bool) -> ChosenHeads 
     return ChosenHeads.read(heads)
 
 
-def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks) -> tuple[int, ...]:
+def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks | None = None) -> tuple[int, ...]:
     """The contexts, refused where they cannot be compared.
 
     Args:
         contexts: tokens, rising; None for none.
-        ranks: the processes.
+        ranks: the processes; by default this one alone.
 
     Returns:
         The same as a tuple; an empty one for None.
@@ -73,7 +92,7 @@ def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks) -> tuple[int,
     """
     if contexts is None:
         return ()
-    if ranks.several:
+    if ranks is not None and ranks.several:
         raise BatchError("contexts= goes with one process: this model is distributed.")
     rule = "pass two or more whole numbers from 8 on, each larger than the one before, such as 256,1024,4096"
     try:
