@@ -29,7 +29,7 @@ def backwards_within(
     probes: int,
     seed: int,
 ) -> tuple[list[Observer], list[str], str]:
-    """Go back through everything that was read if there is time for it, else through the first sequence, with one probe.
+    """Go back through everything that was read if there is time for it, else through the first sequence, one probe.
 
     Args:
         budget: what is left of it counts.
