@@ -16,6 +16,12 @@ from fullrank.verbs.batches import Call
 
 __all__ = ["Backwards", "Differentiated", "forward_and_back", "gradient_observers"]
 
+_NO_SOURCE = "there is neither a loss nor a last state that gradients could come from"
+_NO_HISTORY = (
+    "the model returned no loss, and no last state that could be read was computed with gradients (reentrant activation "
+    "checkpointing and torch.no_grad inside of a model prevent that)"
+)
+
 
 @dataclass(frozen=True)
 class Differentiated:
@@ -78,7 +84,7 @@ def forward_and_back(
         del output
         chosen, notes = projected_ends(ends) if loss is None else ([], [])
         if loss is None and not chosen:
-            watch.unreached = "there is neither a loss nor a last state that gradients could come from"
+            watch.unreached = _NO_SOURCE if ends else _NO_HISTORY
             return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}."]
         sequences = call.sequences
         names = tuple(end.stack.name for end in chosen)
@@ -114,8 +120,9 @@ def forward_and_back(
                 watch.unreached = f"the model's backward failed: {said}"
                 return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}"]
             for name in unused:
-                why = f"it does not enter {about}"
-                recorder.emit(ParameterGradient(name, parameters[name].detach(), None, sequences, probe, why))
+                why, weight = f"it does not enter {about}", parameters[name].detach()
+                zero = weight.new_zeros(()).expand(weight.shape) if loss is not None else None  # a loss is all there is
+                recorder.emit(ParameterGradient(name, weight, zero, sequences, probe, why))
         return about, notes
 
 
