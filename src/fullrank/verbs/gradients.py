@@ -18,8 +18,8 @@ __all__ = ["Backwards", "Differentiated", "forward_and_back", "gradient_observer
 
 _NO_SOURCE = "there is neither a loss nor a last state that gradients could come from"
 _NO_HISTORY = (
-    "the model returned no loss, and no last state that could be read was computed with gradients (reentrant activation "
-    "checkpointing and torch.no_grad inside of a model prevent that)"
+    "the model returned no loss, and no last state that could be read was computed with gradients (reentrant "
+    "activation checkpointing and torch.no_grad inside of a model prevent that)"
 )
 
 
