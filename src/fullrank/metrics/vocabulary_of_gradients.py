@@ -35,7 +35,7 @@ GRADIENTS: Final = (
         "Root mean square of the gradient's entries over real tokens, √(Σ g² / (T d)): of a stream state, or of a "
         "head's queries, keys, values or output. Of the model's own loss times the number of sequences, or of random "
         "projections of the last state; its absolute size means something only where the scale of the loss is known.",
-        unit="that of the loss over that of the state",
+        unit="loss per state",
         healthy="of one order over depth",
         collapsed="0 (vanished) or ∞ (exploded)",
         null="1 at the last state, for projections",
@@ -55,7 +55,7 @@ GRADIENTS: Final = (
         "gradient_norm",
         "Frobenius norm of a parameter's gradient, ‖∂W‖_F: of the mean loss over sequences, or, for random "
         "projections, the root of the mean over sequences and probes of its square.",
-        unit="that of the loss over that of the weight",
+        unit="loss per weight",
         healthy="above 0 in every tensor",
         collapsed="0: the tensor learns nothing",
         null="0 for a tensor that is not used",

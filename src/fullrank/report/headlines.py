@@ -12,7 +12,7 @@ from fullrank.table import Row, headline
 
 __all__ = ["Cell", "Column", "Headlines", "headlines"]
 
-Reduced = Literal["value", "mean", "max"]
+Reduced = Literal["value", "mean", "max", "min"]
 
 _CHOICE: tuple[tuple[str, str, Reduced, bool], ...] = (
     # metric, heading, how heads are put together, whether the bar ends at 1
@@ -24,6 +24,19 @@ _CHOICE: tuple[tuple[str, str, Reduced, bool], ...] = (
     ("normalized_entropy", "norm. entropy", "mean", True),
     ("sink_mass", "sink mass", "max", True),
     ("outlier_share", "outlier share", "mean", True),
+)
+_OF_GRADIENTS: tuple[tuple[str, str, Reduced, bool], ...] = (
+    ("gradient_gain", "gradient gain", "value", False),
+    ("gradient_rms", "gradient rms", "value", False),
+    ("query_key_to_value_output", "qk/vo gradient", "value", False),
+    ("elasticity_ratio", "qk/vo elasticity", "value", False),
+)
+_OF_WEIGHTS: tuple[tuple[str, str, Reduced, bool], ...] = (
+    ("condensation", "condensation", "max", True),
+    ("weight_stable_rank", "stable rank", "min", False),
+    ("spectral_norm", "spectral norm", "max", False),
+    ("qk_eigenvalue_variance", "qk variance", "mean", False),
+    ("value_output_sign", "vo sign", "mean", False),
 )
 _INSTEAD = {"centered_effective_rank": "centered_stable_rank"}
 """Shown only where the other is not there."""
@@ -50,18 +63,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A headline metric: name, short heading, how heads were put together, scope, and whether its bars end at 1."""
+    """A headline metric: name, short heading, how heads or weights were put together, scope, whether bars end at 1."""
 
     metric: str
     heading: str
     reduced: Reduced
     scope: str
     unit: bool
+    several: str = "head"
 
     @property
     def caption(self) -> str:
         """How the number came from several heads and over which tokens, where that is not obvious."""
-        heads = {"value": "", "mean": "mean over heads", "max": "largest head"}[self.reduced]
+        of = self.several
+        heads = {"value": "", "mean": f"mean over {of}s", "max": f"largest {of}", "min": f"smallest {of}"}[self.reduced]
         return ", ".join(words for words in (heads, self.scope if self.scope != "all" else "") if words)
 
 
@@ -102,21 +117,44 @@ def headlines(rows: Iterable[Row]) -> tuple[Headlines, ...]:
         for part in attentions[1:]:
             others = [row for row in of_stack if row.site == "attention" and row.part == part]
             tables.append(_table(f"{stack} · {part} attention", others))
+        tables.append(_of_gradients(stack, of_stack, first))
+        tables.append(_of_weights(stack, of_stack))
     return tuple(table for table in tables if table.columns)
 
 
-def _table(title: str, rows: Sequence[Row]) -> Headlines:
+def _of_gradients(stack: str, rows: Sequence[Row], attention: str | None) -> Headlines:
+    """Of the stream at block outputs and of the blocks' first attention."""
+    kept = [row for row in rows if row.site == "gradient" and row.part in ("out", attention) and row.head is None]
+    return _table(f"{stack} · gradients", kept, _OF_GRADIENTS)
+
+
+def _of_weights(stack: str, rows: Sequence[Row]) -> Headlines:
+    """The most extreme of a layer's weights, and its heads' circuits; embeddings are no layer."""
+    kept = [row for row in rows if row.site == "weights" and "embed" not in row.part]
+    return _table(f"{stack} · weights", kept, _OF_WEIGHTS, several="weight")
+
+
+def _table(
+    title: str,
+    rows: Sequence[Row],
+    choice: Sequence[tuple[str, str, Reduced, bool]] = _CHOICE,
+    *,
+    several: str = "head",
+) -> Headlines:
     have = {row.metric for row in rows}
     floor = frozenset(row.layer for row in rows if row.site == "stream" and at_floor(row))
     columns: list[Column] = []
     cells: list[dict[int, Cell]] = []
-    for metric, heading, reduced, unit in _CHOICE:
+    for metric, heading, reduced, unit in choice:
         if metric not in have or _INSTEAD.get(metric) in have:
             continue
         of_metric = [row for row in rows if row.metric == metric]
         scope = headline({row.scope for row in of_metric})
         of_metric = [row for row in of_metric if row.scope == scope]
-        columns.append(Column(metric, heading, reduced, scope, unit))
+        heads = any(row.head is not None for row in of_metric)
+        if heads:
+            of_metric = [row for row in of_metric if row.head is not None]
+        columns.append(Column(metric, heading, reduced, scope, unit, "head" if heads else several))
         cells.append(_cells(of_metric, reduced, floor if metric in _OF_DIFFERENCES else frozenset(), unit=unit))
     layers = sorted({layer for column in cells for layer in column})
     lines = tuple((layer, tuple(column.get(layer, Cell()) for column in cells)) for layer in layers)
@@ -130,18 +168,18 @@ def _cells(rows: Sequence[Row], reduced: Reduced, floor: frozenset[int], *, unit
     values: dict[int, float] = {}
     said: dict[int, str] = {}
     for layer, group in by_layer.items():
-        known = [(row.value, row.head) for row in group if row.value is not None and math.isfinite(row.value)]
+        known = [(row.value, _name(row)) for row in group if row.value is not None and math.isfinite(row.value)]
         infinite = [row.value for row in group if row.value is not None and math.isinf(row.value)]
         if infinite:
             values[layer] = infinite[0]
-        elif known and reduced == "max":
-            values[layer], head = max(known, key=lambda pair: pair[0])
-            said[layer] = f"head {head}" if head is not None else ""
+        elif known and reduced in ("max", "min"):
+            most = max if reduced == "max" else min
+            values[layer], said[layer] = most(known, key=lambda pair: pair[0])
         elif known:
             values[layer] = sum(value for value, _ in known) / len(known)
         missing = [row for row in group if row.value is None]
         if missing and known:
-            said[layer] = f"{len(missing)} of {len(group)} heads left out: {missing[0].note}"
+            said[layer] = f"{len(missing)} of {len(group)} left out: {missing[0].note}"
         elif missing:
             said[layer] = missing[0].note
     finite = [abs(value) for value in values.values() if math.isfinite(value)]
@@ -155,6 +193,12 @@ def _cells(rows: Sequence[Row], reduced: Reduced, floor: frozenset[int], *, unit
         )
         for layer, group in by_layer.items()
     }
+
+
+def _name(row: Row) -> str:
+    if row.head is not None:
+        return f"head {row.head}"
+    return row.part if row.site == "weights" else ""
 
 
 def _share(value: float | None, end: float) -> float | None:

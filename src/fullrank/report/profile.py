@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from fullrank.errors import TableError
@@ -61,7 +62,7 @@ def profile(
         rows = [row for one in series for row in one.rows if row.head is None]
         select(rows, metric, scope=scope, stack=stack, site=site, part=part, source=source)
     stacks = list(dict.fromkeys(row.stack for row in everything))
-    places = sorted(dict.fromkeys((row.site, row.part) for row in everything), key=_order)
+    places = sorted(dict.fromkeys(map(_place, everything)), key=_order)
     domains = panels(len(stacks))
     data: list[Spec] = []
     layout: Spec = {"annotations": [], "shapes": [], "height": 420, "showlegend": len(series) * len(places) > 1}
@@ -83,7 +84,7 @@ def profile(
             )
         for index, one in enumerate(series):
             for position, place in enumerate(places):
-                rows = [row for row in found[one.label] if row.stack == name and (row.site, row.part) == place]
+                rows = [row for row in found[one.label] if row.stack == name and _place(row) == place]
                 if not rows:
                     continue
                 if len(series) > len(COLOURS) and place != ("stream", "out") and ("stream", "out") in places:
@@ -122,7 +123,7 @@ def _chosen(
 def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, colour: str, words: str) -> Spec:
     site, part = place
     rows = sorted(rows, key=lambda row: row.layer)
-    middle = part == "mid" and site in ("stream", "read")
+    middle = part == "mid" and site in ("stream", "read", "gradient")
     kind = site if site == "read" else part
     symbol, dash = _MARKS.get(kind) or _OTHER[position % len(_OTHER)]
     name = " · ".join(words for words in (label, place_words(site, part)) if words)
@@ -155,6 +156,12 @@ def _title(words: str, rows: list[Row]) -> str:
     return f"{words}, {scopes.pop()}" if len(scopes) == 1 and "all" not in scopes else words
 
 
+def _place(row: Row) -> tuple[str, str]:
+    """Site and part; tensors that are called alike in all layers are one line, so that it has a course over depth."""
+    alike = re.sub(r"(?<=\.)\d+(?=\.)", "*", row.part) if row.site in ("gradient", "weights") else row.part
+    return row.site, alike
+
+
 def _order(place: tuple[str, str]) -> int:
     known = (("stream", "out"), ("stream", "mid"), ("read", "out"), ("read", "mid"))
     return known.index(place) if place in known else len(known)
@@ -171,7 +178,9 @@ def place_words(site: str, part: str) -> str:
             return "read by attention (after the norm)"
         case "read", "mid":
             return "read by the MLP (after the norm)"
-    return part if site == "attention" else f"{site} {part}"
+        case "gradient", "out" | "mid":
+            return f"gradient at {place_words('stream', part)}" if part == "out" else "gradient between the two"
+    return part if site in ("attention", "gradient", "weights") else f"{site} {part}"
 
 
 def _draw_null(layout: Spec, values: list[float | None], panel: int, logarithmic: bool) -> None:

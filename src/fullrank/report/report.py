@@ -34,8 +34,8 @@ class Report:
     Attributes:
         rows: one row per number.
         about: what was examined, on what and how: model, architecture, parameters, fresh, stacks, input, dtype, device,
-            seed, notes, versions, created, seconds; JSON's own types, every key optional. `nulls` may hold, by stack
-            and metric, what isotropic Gaussian tokens of that shape give.
+            seed, gradients, notes, versions, created, seconds; JSON's own types, every key optional. `nulls` may hold,
+            by stack and metric, what isotropic Gaussian tokens of that shape give.
         spectra: singular values of attention maps, for the heads where they were kept.
         context_slopes: how each number changes with the context, where several contexts were read; see `slopes`.
     """

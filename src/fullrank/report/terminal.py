@@ -98,7 +98,7 @@ def _grid(table: Headlines, *, width: int, ascii_only: bool) -> Grid:
 
 def _heading(column: Column) -> str:
     """One word a line, so that a column is no wider than its numbers need."""
-    said = {"value": (), "mean": ("(mean)",), "max": ("(largest)",)}[column.reduced]
+    said = {"value": (), "mean": ("(mean)",), "max": ("(largest)",), "min": ("(smallest)",)}[column.reduced]
     scope = () if column.scope == "all" else (column.scope,)
     return "\n".join((*column.heading.split(), *said, *scope))
 

@@ -78,6 +78,7 @@ def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights", _weights(about.get("fresh"))),
         *((f"stack {stack.get('name', '')}".strip(), _stack(stack)) for stack in about.get("stacks") or []),
         ("input", _input(about.get("input") or {})),
+        ("gradients", f"of {about['gradients']}" if about.get("gradients") else ""),
         ("run", _run(about)),
         ("versions", ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())),
         ("created", _moment(str(about.get("created") or ""))),
