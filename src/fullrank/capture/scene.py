@@ -296,7 +296,8 @@ class Scene:
     def _report_unused(self, block: _Block) -> None:
         apart = any(path.startswith(block.path) for path in self._anatomy.apart)  # then the survey has said so
         for shape in self._tap.softmaxes.take_unused():  # always asked: it lets go of their inputs
-            if "attention" in self._needs and not apart and len(shape) > 2 and shape[-2] > 1 and not any(block.counts.values()):
+            several = len(shape) > 2 and shape[-2] > 1
+            if "attention" in self._needs and not apart and several and not any(block.counts.values()):
                 name = self._anatomy.stacks[block.stack].name
                 self._note(
                     f"a softmax in the blocks of {name} is not multiplied with values as a plain product: not reported."
@@ -325,6 +326,8 @@ class Scene:
     def _real_tokens(
         self, call: KernelCall, reading: Reading, stack: Stack, kind: str
     ) -> tuple[Tensor | None, Tensor | None]:
+        if call.real is not None:
+            return call.real
         batch, _, queries, keys = reading.attention.shape
         device = reading.attention.device
         of_queries = self._real_of(stack, batch, queries, device)
