@@ -61,9 +61,16 @@ def fullrank(
 
 @app.command()
 def examine(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
     init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
-    revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
+    revisions: Annotated[
+        list[str] | None,
+        typer.Option("--revision", metavar="R", help="Branch, tag or commit of a hub id; several make a series."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="NAME", help="What one of several models is called; once for each."),
+    ] = None,
     context: Context = None,
     contexts: Contexts = None,
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, cut into stretches.")] = None,
@@ -86,6 +93,21 @@ def examine(
     ] = None,
     no_spectrum: NoSpectrum = False,
     heads: Heads = None,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="Also go back through the model, and measure gradients on the way.")
+    ] = False,
+    probes: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Random projections to go back from, where there is no loss. [default: 4]"),
+    ] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Also measure the weights, by their role.")] = False,
+    batch_statistics: Annotated[
+        bool, typer.Option("--batch-statistics", help="Batch norms use those of each batch, as in training.")
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="A time budget: where it is too short, less is sampled, and that is said."),
+    ] = None,
     blocks: Annotated[
         str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
     ] = None,
@@ -94,7 +116,7 @@ def examine(
     html: Html = None,
     json: Json = False,
 ) -> None:
-    """Measure what happens inside a model now.
+    """Measure what happens inside a model now; of several models, one after the other, as one report.
 
     Nothing about the model is changed. Without --text, --data or --images a language model reads texts that ship with
     fullrank and a vision model sees synthetic images.
@@ -105,14 +127,15 @@ def examine(
 
         check_writable(html, option="--html")
         job.run(
-            spec,
-            job.Loading(init, revision, device, dtype, allow_pickle, trust_remote_code, memory),
+            specs,
+            job.Loading(init, None, device, dtype, allow_pickle, trust_remote_code, memory),
             job.Feeding(context, documents, text, data, images),
+            job.Looking(
+                not no_spectrum, heads, contexts, gradients, probes, weights, batch_statistics, blocks, seconds
+            ),
+            revisions=revisions or (),
+            labels=labels or (),
             seed=seed,
-            spectrum=not no_spectrum,
-            contexts=contexts,
-            heads=heads,
-            blocks=blocks,
             html=html,
             json=json,
         )
@@ -132,7 +155,8 @@ def demo(
 
         check_writable(html, option="--html")
         # 256 tokens are what this encoder reads in use: its own configuration cuts longer texts there
-        job.run(packaged(), job.Loading(), job.Feeding(context=256), spectrum=not no_spectrum, html=html, json=json)
+        looking = job.Looking(spectrum=not no_spectrum)
+        job.run([packaged()], job.Loading(), job.Feeding(context=256), looking, html=html, json=json)
 
 
 @app.command()

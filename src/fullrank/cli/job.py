@@ -1,120 +1,140 @@
-"""The job of `examine` and `demo`: load, feed, measure, show."""
+"""The job of `examine` and `demo`: load, feed, measure, show; of one model, or of several as one report."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import typer
 
-from fullrank.cli.progress import progress
-from fullrank.errors import ContextError
-from fullrank.spec import Spec, inputs, load, parse
+from fullrank.cli.answers import BAD_INPUT
+from fullrank.cli.options import Feeding, Loading, Looking
+from fullrank.cli.progress import Tell, progress
+from fullrank.errors import SpecError
+from fullrank.report import Report, Variants
+from fullrank.spec import Spec, Subject, load, parse
 from fullrank.verbs import examine as verb
-from fullrank.verbs.contexts import checked_contexts, longest_context
+from fullrank.verbs.examine_each import examine_each
+from fullrank.verbs.labels import told_apart
 
-__all__ = ["Feeding", "Loading", "run"]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """The options of `spec.load`, by its names."""
-
-    init: bool = False
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str | None = None
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    memory: str | None = None
-
-
-@dataclass(frozen=True)
-class Feeding:
-    """The options of `spec.inputs`, by its names."""
-
-    context: int | None = None
-    documents: int | None = None
-    text: Path | None = None
-    data: Path | None = None
-    images: Sequence[str] | None = None
+__all__ = ["Feeding", "Loading", "Looking", "run"]
 
 
 def run(
-    spec: str | Spec,
+    specs: Sequence[str | Spec],
     loading: Loading,
     feeding: Feeding,
+    looking: Looking,
     *,
+    revisions: Sequence[str] = (),
+    labels: Sequence[str] = (),
     seed: int = 0,
-    spectrum: bool = True,
-    contexts: str | None = None,
-    heads: str | None = None,
-    blocks: str | None = None,
     html: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Examine a model and show the report.
+    """Examine one model, or several one after the other, and show the report.
 
     Args:
-        spec: which model.
-        loading: how to load it.
-        feeding: what it reads.
+        specs: which models.
+        loading: how to load them.
+        feeding: what they read.
+        looking: what is measured.
+        revisions: of one hub id several make several models; one is taken for all.
+        labels: names of several models; by default what tells them apart.
         seed: of random weights, random inputs and starting vectors.
-        spectrum: whether to take singular values.
-        contexts: lengths to take every number at, separated by commas; the inputs are then as long as the longest.
-        heads: heads to take singular values of, separated by commas; all by default.
-        blocks: path of the list of blocks, where they are not found by themselves.
         html: where the page goes; checked by the caller to be writable.
         json: print JSON and nothing else on standard output.
+
+    Raises:
+        SpecError: for labels or revisions that do not go with the models.
+        Exit: with code 2 where some of several models could not be examined, after showing the others.
     """
-    spec = parse(spec) if isinstance(spec, str) else spec
-    lengths = _lengths(contexts)
+    wanted = _wanted(specs, loading, revisions)
+    if labels and len(labels) != len(wanted):
+        raise SpecError(f"--label was given {len(labels)} times for {len(wanted)} models; give each of several a name.")
+    made: Report | Variants
     with progress(shown=not json) as tell:
-        tell(f"loading {spec.text}", 0.0)
-        subject = load(spec, seed=seed, **asdict(loading))
-        if lengths and feeding.context is None:
-            feeding = replace(feeding, context=longest_context(lengths, subject))
-        given = inputs(subject, seed=seed, **asdict(feeding))
-        with _hushed():  # only now is it known whether transformers is there; load and inputs are quiet by themselves
-            report = verb.examine(
-                subject,
-                given,
-                spectrum=spectrum,
-                heads=None if heads is None else heads.split(","),
-                contexts=lengths or None,
-                seed=seed,
-                blocks=blocks,
-                progress=tell,
-            )
+        if len(wanted) == 1 and not labels:
+            made = _one(*wanted[0], feeding, looking, seed=seed, tell=tell)
+        else:
+            made = _several(wanted, feeding, looking, labels=labels, seed=seed, tell=tell)
         if html is not None:
             tell(f"writing {html}", 1.0)
-            report.save_html(html)
+            made.save_html(html)
     if json:
-        typer.echo(report.to_json())
+        typer.echo(made.to_json())
     else:
         from rich.console import Console
 
-        Console().print(report)
+        Console().print(made)
     if html is not None:
         typer.echo(f"\nThe page: {html.resolve()}" if not json else f"The page: {html.resolve()}", err=json)
+    failed = made.failed if isinstance(made, Variants) else ()
+    for one in failed:
+        typer.echo(f"fullrank: {one.label} was not examined: {one.reason}", err=True)
+    if failed:
+        raise typer.Exit(BAD_INPUT)
 
 
-def _lengths(contexts: str | None) -> tuple[int, ...]:
-    if contexts is None:
-        return ()
-    parts = [part.strip() for part in contexts.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ContextError(f"--contexts {contexts!r} are no lengths; write them with commas, as in 256,1024,4096.")
-    return checked_contexts([int(part) for part in parts])
+def _wanted(
+    specs: Sequence[str | Spec], loading: Loading, revisions: Sequence[str]
+) -> list[tuple[str | Spec, Loading]]:
+    """Every model with how it is loaded."""
+    if len(specs) > 1 and len(revisions) > 1:
+        raise SpecError(
+            f"--revision was given {len(revisions)} times with {len(specs)} SPECs; several revisions go with one SPEC, "
+            "one revision with several."
+        )
+    if not revisions:
+        return [(spec, loading) for spec in specs]
+    return [(spec, replace(loading, revision=revision)) for spec in specs for revision in revisions]
+
+
+def _one(spec: str | Spec, loading: Loading, feeding: Feeding, looking: Looking, *, seed: int, tell: Tell) -> Report:
+    spec = parse(spec) if isinstance(spec, str) else spec
+    tell(f"loading {spec.text}", 0.0)
+    subject = load(spec, seed=seed, **asdict(loading))
+    given = feeding.inputs(subject, looking, seed=seed)
+    with _hushed():  # only now is it known whether transformers is there; load and inputs are quiet by themselves
+        return verb.examine(subject, given, seed=seed, progress=tell, **looking.arguments)
+
+
+def _several(
+    wanted: Sequence[tuple[str | Spec, Loading]],
+    feeding: Feeding,
+    looking: Looking,
+    *,
+    labels: Sequence[str],
+    seed: int,
+    tell: Tell,
+) -> Variants:
+    texts = [spec if isinstance(spec, str) else spec.text for spec, _ in wanted]
+    names = [f"{text}@{how.revision}" if how.revision else text for text, (_, how) in zip(texts, wanted, strict=True)]
+    makers = [partial(_loaded, spec, how, seed=seed) for spec, how in wanted]
+    made_by_transformers = not all(text.strip().startswith("python:") for text in texts)
+    with _hushed(made_by_transformers):
+        return examine_each(
+            makers,
+            partial(feeding.inputs, looking=looking, seed=seed),
+            labels=labels or told_apart(names),
+            seed=seed,
+            progress=tell,
+            **looking.arguments,
+        )
+
+
+def _loaded(spec: str | Spec, loading: Loading, *, seed: int) -> Subject:
+    return load(spec, seed=seed, **asdict(loading))
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _hushed(transformers: bool = False) -> Iterator[None]:
     """No chatter of transformers while its models run, where it is what they are made with."""
-    if "transformers" not in sys.modules:
+    if "transformers" not in sys.modules and not transformers:
         yield
         return
     from fullrank.spec.quiet import quiet
