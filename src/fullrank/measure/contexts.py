@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -133,8 +134,9 @@ class Reading:
     places: dict[str, list[Tensor]] = field(default_factory=dict)
     stacks: Collection[str] = field(default_factory=frozenset)
 
+    @cached_property
     def rows(self) -> list[Row]:
-        """The rows of this context."""
+        """The rows of this context, taken when they are first asked for."""
         return rows_in_context([row for one in self.observers for row in one.rows()], self.context, self.stacks)
 
 

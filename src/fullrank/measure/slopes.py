@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fullrank.measure.contexts import Reading
@@ -19,22 +20,23 @@ __all__ = ["Trend", "slopes", "trend"]
 _LEVEL = 0.95
 _OF_THE_BATCH = "a number of the whole batch: it has no value per sequence, so that no interval can be given"
 _ALONE = "one sequence: no interval"
+_INFINITE = "the value is not finite"
 _UNPAIRED = "no sequence has the number at two contexts"
 _SAME = "the sequences of the contexts cannot be told to be the same"
 _POSITIONS = frozenset({"sink_position"})
 
 
 class Trend(NamedTuple):
-    """A mean of slopes over sequences: how many, the mean, its standard error, and its 95 % interval; None unknown."""
+    """Means of slopes over sequences: how many, the mean, its standard error, its 95 % interval; NaN where unknown."""
 
-    n: int
-    mean: float | None
-    stderr: float | None
-    low: float | None
-    high: float | None
+    n: Int[Tensor, "*lead"]
+    mean: Float[Tensor, "*lead"]
+    stderr: Float[Tensor, "*lead"]
+    low: Float[Tensor, "*lead"]
+    high: Float[Tensor, "*lead"]
 
 
-def trend(x: Float[Tensor, " contexts"], Y: Float[Tensor, "sequences contexts"]) -> Trend:
+def trend(x: Float[Tensor, " contexts"], Y: Float[Tensor, "*lead sequences contexts"]) -> Trend:
     """Mean over sequences of the least-squares slope of y on x, with the interval of Student's t.
 
     β_i = Σ_c (x_c − x̄) y_ic / Σ_c (x_c − x̄)² for every sequence i that has all of its values; the mean of β, its
@@ -46,21 +48,21 @@ def trend(x: Float[Tensor, " contexts"], Y: Float[Tensor, "sequences contexts"])
         Y: values, NaN where a sequence has none.
 
     Returns:
-        The trend; without an interval for n = 1, without a mean for n = 0.
+        The trend; without an interval for n = 1, without a mean for n = 0 and for values that are not finite.
     """
-    Y = Y[~Y.isnan().any(-1)]
-    n = Y.shape[0]
-    if n == 0:
-        return Trend(0, None, None, None, None)
-    centred = x - x.mean()
-    beta = Y @ centred / centred.square().sum()
-    mean = float(beta.mean())
-    if n == 1 or not math.isfinite(mean):
-        return Trend(n, mean if math.isfinite(mean) else None, None, None, None)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    stderr = float(beta.std()) / math.sqrt(n)
-    reach = float(t.ppf((1 + _LEVEL) / 2, n - 1)) * stderr
+    complete = ~Y.isnan().any(-1)
+    n = complete.sum(-1)
+    centred = x - x.mean()
+    beta = torch.where(complete, Y @ centred / centred.square().sum(), 0)
+    mean = beta.sum(-1) / n
+    apart = torch.where(complete, beta - mean[..., None], 0).square().sum(-1)
+    several = torch.where(n > 1, n, torch.nan)
+    stderr = (apart / (several - 1) / several).sqrt()
+    freedom = (n - 1).clamp(min=1).double().cpu().numpy()
+    reach = torch.as_tensor(stdtrit(freedom, (1 + _LEVEL) / 2), dtype=stderr.dtype) * stderr
+    mean = torch.where(mean.isfinite(), mean, torch.nan)
     return Trend(n, mean, stderr, mean - reach, mean + reach)
 
 
@@ -79,7 +81,7 @@ def slopes(readings: Sequence[Reading]) -> list[Slope]:
     """
     rows: dict[tuple[Place, str, str, int | None], dict[int, Row]] = {}
     for reading in readings:
-        for row in reading.rows():
+        for row in reading.rows:
             scope = row.scope.removesuffix(f"+context={reading.context}")
             key = (Place(row.stack, row.layer, row.site, row.part), row.metric, scope, row.head)
             if row.metric not in _POSITIONS:
@@ -88,18 +90,25 @@ def slopes(readings: Sequence[Reading]) -> list[Slope]:
     values: dict[int, dict[Key, Tensor]] = {}
     for reading in readings:
         values.setdefault(reading.context, {}).update(_values(reading, count))
-    found = []
+    found: dict[Key, Slope] = {}
+    groups: dict[tuple[int, ...], dict[Key, Tensor]] = {}
     for key, by_context in rows.items():
         if len(by_context) < 2:
             continue
         have = {c: values[c].get(key) for c in by_context}
-        if all(one is None for one in have.values()):
-            found.append(_of_rows(key, by_context))
-        elif any(one is None for one in have.values()):
-            found.append(_slope(key, tuple(by_context), 0, note=_SAME))
+        paired = {c: one for c, one in have.items() if one is not None}
+        if not paired:
+            found[key] = _of_rows(key, by_context)
+        elif len(paired) < len(have):
+            found[key] = _slope(key, tuple(by_context), 0, note=_SAME)
         else:
-            found.append(_of_sequences(key, {c: one for c, one in have.items() if one is not None}))
-    return found
+            known = {c: one for c, one in paired.items() if not bool(one.isnan().all())}
+            found[key] = _slope(key, tuple(by_context), 0, note=_UNPAIRED)
+            if len(known) > 1:
+                groups.setdefault(tuple(known), {})[key] = torch.stack(list(known.values()), -1)
+    for contexts, together in groups.items():
+        found |= _of_sequences(contexts, together)
+    return list(found.values())
 
 
 Key = tuple[Place, str, str, int | None]
@@ -140,39 +149,52 @@ def _placed(gathered: Gathered, kept: Sequence[Tensor], sequences: int) -> Tenso
     return whole
 
 
-def _of_sequences(key: Key, by_context: dict[int, Tensor]) -> Slope:
-    known = {c: values for c, values in by_context.items() if not bool(values.isnan().all())}
-    contexts = tuple(known)
-    if len(contexts) < 2:
-        return _slope(key, tuple(by_context), 0, note=_UNPAIRED)
-    Y = torch.stack(list(known.values()), -1)  # (sequences, contexts)
+def _of_sequences(contexts: tuple[int, ...], together: dict[Key, Tensor]) -> dict[Key, Slope]:
+    """Slopes of many numbers of the same sequences, (sequences, contexts) each."""
+    Y = torch.stack(list(together.values()))
     log2 = torch.tensor([math.log2(c) for c in contexts], dtype=torch.float64)
+    complete = ~Y.isnan().any(-1, keepdim=True)
+    positive = ((Y > 0) | ~complete).all(-1).all(-1)
     linear = trend(log2, Y)
-    if linear.mean is None:
-        return _slope(key, contexts, linear.n, note=_UNPAIRED if linear.n == 0 else "the value is not finite")
-    whole = Y[~Y.isnan().any(-1)]
-    power = trend(log2 * math.log(2), Y.log()) if bool((whole > 0).all()) else Trend(0, None, None, None, None)
-    return _slope(key, contexts, linear.n, linear, power, _ALONE if linear.n == 1 else "")
+    power = trend(log2 * math.log(2), torch.where(positive[:, None, None], Y, torch.nan).log())
+    found = {}
+    columns = zip(together, _numbers(linear), _numbers(power), strict=True)
+    for key, (n, *ours), (_, *theirs) in columns:
+        count = int(n or 0)
+        note = _UNPAIRED if count == 0 else _INFINITE if ours[0] is None else _ALONE if count == 1 else ""
+        found[key] = _slope(key, contexts, count, ours, theirs, note)
+    return found
+
+
+def _numbers(trend: Trend) -> list[list[float | None]]:
+    """One line per number, None for NaN."""
+    lines = torch.stack([part.double() for part in trend], -1).tolist()
+    return [[None if math.isnan(value) else value for value in line] for line in lines]
 
 
 def _of_rows(key: Key, by_context: dict[int, Row]) -> Slope:
     known = {c: float(row.value) for c, row in by_context.items() if row.value is not None}
     if len(known) < 2:
         return _slope(key, tuple(by_context), 0, note=_UNPAIRED)
-    log2 = torch.tensor([math.log2(c) for c in known], dtype=torch.float64)
-    y = torch.tensor(list(known.values()), dtype=torch.float64)
-    linear = trend(log2, y[None])
-    power = trend(log2 * math.log(2), y[None].log()) if bool((y > 0).all()) else Trend(0, None, None, None, None)
-    n = min(row.n or 0 for row in by_context.values())
-    return _slope(key, tuple(known), n, linear, power, _OF_THE_BATCH)
+    y = torch.tensor([list(known.values())], dtype=torch.float64)
+    one = _of_sequences(tuple(known), {key: y})[key]
+    return replace(one, n=min(row.n or 0 for row in by_context.values()), note=_OF_THE_BATCH)
+
+
+_NOTHING = (None, None, None, None)
 
 
 def _slope(
-    key: Key, contexts: tuple[int, ...], n: int, linear: Trend | None = None, power: Trend | None = None, note: str = ""
+    key: Key,
+    contexts: tuple[int, ...],
+    n: int,
+    linear: Sequence[float | None] = _NOTHING,
+    power: Sequence[float | None] = _NOTHING,
+    note: str = "",
 ) -> Slope:
     place, metric, scope, head = key
-    nothing = Trend(n, None, None, None, None)
-    linear, power = linear or nothing, power or nothing
+    per_doubling, stderr, low, high = linear
+    exponent, of_exponent, lowest, highest = power
     return Slope(
         *place,
         metric=metric,
@@ -180,13 +202,13 @@ def _slope(
         scope=scope,
         contexts=contexts,
         n=n,
-        per_doubling=linear.mean,
-        stderr=linear.stderr,
-        low=linear.low,
-        high=linear.high,
-        exponent=power.mean,
-        exponent_stderr=power.stderr,
-        exponent_low=power.low,
-        exponent_high=power.high,
+        per_doubling=per_doubling,
+        stderr=stderr,
+        low=low,
+        high=high,
+        exponent=exponent,
+        exponent_stderr=of_exponent,
+        exponent_low=lowest,
+        exponent_high=highest,
         note=note,
     )

@@ -205,7 +205,7 @@ class ContextPlan:
         return max(int(length.counts.max()) for length in self._lengths)
 
     def _together(self, readings: list[Reading], notes: list[str]) -> ByContext:
-        return ByContext([row for reading in readings for row in reading.rows()], slopes(readings), notes)
+        return ByContext([row for reading in readings for row in reading.rows], slopes(readings), notes)
 
     # ------------------------------------------------------------ one pass
 
