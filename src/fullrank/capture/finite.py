@@ -28,7 +28,11 @@ def first_nonfinite_parameter(model: nn.Module) -> str | None:
         if values.dtype.itemsize == 1:
             values = values.bfloat16()  # float8 has no extremes; every one of its values is one of bfloat16
         # the extremes carry NaN and infinity along, and need no copy of a large embedding as `isfinite` does
-        if not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
+        try:
+            finite = bool(torch.isfinite(torch.stack(values.aminmax())).all())
+        except (NotImplementedError, RuntimeError, TypeError):
+            continue  # numbers in a quantisation library's own form: what they make of the activations is looked at
+        if not finite:
             return name.replace("_orig_mod.", "")
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fullrank.capture.adapters import adapters
 from fullrank.capture.wrappers import library_class
@@ -35,18 +35,30 @@ def _offloaded(model: nn.Module) -> list[str]:
 def _quantised(model: nn.Module) -> list[str]:
     kind = library_class("torch.ao.nn.quantized.modules.utils", "WeightedQuantizedModule")
     packed = sum(isinstance(module, kind) for module in model.modules())
-    stored = [p.dtype for p in model.parameters() if not p.is_floating_point() or p.dtype.itemsize < 2]
+    forms: dict[str, int] = {}
+    for parameter in model.parameters():
+        form = _form(parameter)
+        if form:
+            forms[form] = forms.get(form, 0) + 1
     said = []
     if packed:
         said.append(
             f"quantised: the weights of {packed} modules are packed, no parameters, and nothing is said of them."
         )
-    if stored:
-        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in stored}))
-        said.append(
-            f"quantised: {len(stored)} weights are stored as {kinds}; activations are those of the model's own kernels."
-        )
+    if forms:
+        stored = " and ".join(f"{count} weights as {form}" for form, count in sorted(forms.items()))
+        said.append(f"quantised: {stored}; activations and attention are those of the model's own kernels.")
     return said
+
+
+def _form(parameter: Tensor) -> str:
+    """The dtype or the class that holds a weight otherwise than as plain floating numbers; else empty."""
+    kind = type(parameter.data)
+    if kind not in (Tensor, nn.Parameter) and not hasattr(parameter, "full_tensor"):
+        return kind.__name__
+    if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+        return str(parameter.dtype).removeprefix("torch.")
+    return ""
 
 
 def _autocast(model: nn.Module) -> list[str]:
