@@ -270,4 +270,4 @@ def test_a_network_with_branches_is_answered_with_the_way_out():
 
 def test_contexts_asked_of_a_network_without_tokens_are_answered():
     with pytest.raises(fullrank.FullrankError, match=r"contexts= was given, but .* has no tokens"):
-        fullrank.examine(sequential(2, norm=False), draw(8, 784), contexts=[2, 4])
+        fullrank.examine(sequential(2, norm=False), draw(8, 784), contexts=[8, 16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fullrank.capture.live import Live
+from fullrank.operators.masks import Mask
 
 __all__ = ["KernelCall", "from_sdpa"]
 
@@ -27,6 +29,9 @@ class KernelCall:
         key: (…, keys, width).
         mask: True where visible, or what is added to the scores.
         causal: the kernel's own flag.
+        visible: who is visible, beside `mask` and `causal`, where no tensor says it.
+        bias: what is added to the scores, beside `mask`, as a function of a range of queries and of keys.
+        real: (batch, queries) and (batch, keys) bool, which are tokens, where the kernel was told.
         scale: of the scores; None for 1/√width.
         softcap: scores become softcap · tanh(scores / softcap).
         sink: (heads,) learned logits that take part in the softmax and are dropped.
@@ -53,6 +58,9 @@ class KernelCall:
     sink_column: bool = False
     heads: int | None = None
     live: Live | None = None
+    visible: Mask | None = None
+    bias: Callable[[slice, slice], Tensor] | None = None
+    real: tuple[Tensor, Tensor] | None = None
 
 
 def from_sdpa(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor, nn, overrides
 
 from fullrank.capture.calls import KernelCall
+from fullrank.capture.flash import read_dispatched
+from fullrank.capture.functions import watching
 from fullrank.capture.live import Live, Wire
+from fullrank.capture.reading import Unreadable
 from fullrank.capture.register import reader_of
 from fullrank.capture.tap import Tap
 
@@ -36,6 +40,7 @@ def overriding(model: nn.Module, tap: Tap) -> Iterator[None]:
     """
     mine = {id(module) for module in model.modules()}
     with ExitStack() as put_back:
+        put_back.enter_context(watching(model, tap))
         for table in _tables(model):
             for key in _keys(model):
                 if key in table:
@@ -85,11 +90,15 @@ def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> 
                 output = function(*args, **kwargs)
             tap.unread("attention through flex_attention was not observed: its mask and scores are code, not tensors.")
             return output
-        reader = reader_of(function)
+        reader = reader_of(function) or (read_dispatched if _is_flash(function, key) else None)
         with tap.collecting() as inner:
             output = function(*args, **kwargs)
         if reader is not None:
-            call = tap.ask(reader, args, kwargs, output)
+            try:
+                call = tap.ask(reader, args, kwargs, output)
+            except Unreadable as reason:
+                tap.unread(f"attention through {key!r} was not read: {reason}.")
+                call = None
             if call is not None:
                 if tap.lineage is not None:
                     tap.lineage.see(function, key, (given["query"], given["key"], given["value"]), {}, output)
@@ -106,6 +115,13 @@ def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> 
         return output
 
     return probe
+
+
+def _is_flash(function: Callable[..., Any], key: str) -> bool:
+    """Whether a dispatched function takes what flash attention takes: also a kernel from a hub under its own key."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return key.startswith("flash_attention") or getattr(function, "__name__", "") == "flash_attention_forward"
 
 
 @contextmanager

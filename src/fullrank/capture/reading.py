@@ -10,6 +10,7 @@ from torch import Tensor
 from fullrank.capture.calls import KernelCall
 from fullrank.operators import AttentionMap, AttentionOperator, DenseAttention, Scores
 from fullrank.operators.masks import Causal, Full, Mask, from_additive, recognise
+from fullrank.operators.scores import Bias
 
 __all__ = ["MaskReader", "Reading", "Shape", "Unreadable", "folded", "looks_back", "read", "shape_of"]
 
@@ -109,11 +110,13 @@ def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskR
         return _read_weights(call, shape)
     query, key = _fold(_present(call.query), shape[0]), _fold(_present(call.key), shape[0])
     mask: Mask = Full()
-    bias = None
+    bias: Bias | None = call.bias
     if call.mask is not None:
         mask, bias = (masks or MaskReader()).read(_fold_mask(call.mask, _present(call.query), shape))
     if call.causal:
         mask = Causal() if isinstance(mask, Full) else mask & Causal()
+    if call.visible is not None:
+        mask = call.visible if isinstance(mask, Full) else mask & call.visible
     scores = Scores(query, key, scale=call.scale, mask=mask, bias=bias, softcap=call.softcap, sink=_detached(call.sink))
     value = None if call.value is None else _fold(call.value, shape[0])
     return Reading(AttentionOperator(scores), value, _causal(mask, shape))
@@ -182,6 +185,8 @@ def looks_back(call: KernelCall, masks: MaskReader) -> bool:
         visible = call.weights > 0 if call.logits is None else _visible(call.logits)
         return visible.shape[-2] > 1 and visible.shape[-2] == visible.shape[-1] and not bool(visible.triu(1).any())
     several = call.query is not None and call.query.shape[-2] > 1
+    if several and call.visible is not None and call.visible.is_causal:
+        return True
     return several and (call.causal or (call.mask is not None and bool(masks.read(call.mask)[0].is_causal)))
 
 

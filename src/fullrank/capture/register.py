@@ -8,7 +8,7 @@ from typing import Any
 from fullrank.capture.calls import KernelCall
 from fullrank.errors import CaptureError
 
-__all__ = ["Reader", "Registration", "reader_of", "register_attention"]
+__all__ = ["Reader", "Registration", "reader_of", "register_attention", "registered"]
 
 Reader = Callable[[tuple[Any, ...], dict[str, Any], Any], KernelCall | None]
 """Called with the positional and keyword arguments of a call and what it returned; None for a call that is not
@@ -42,8 +42,9 @@ def register_attention(function: Any, reader: Reader) -> Registration:
     """Name a kernel, so that its calls are seen.
 
     Args:
-        function: a torch function or custom operator (`torch.ops.mine.attention` or its overload), or a function
-            registered in the attention interface of Hugging Face.
+        function: a torch function or custom operator (`torch.ops.mine.attention` or its overload), a function
+            registered in the attention interface of Hugging Face, or a plain Python function that some loaded module
+            holds under its name, as those do that import it.
         reader: makes a `KernelCall` of a call's arguments and output. It must not change them.
 
     Returns:
@@ -60,6 +61,11 @@ def register_attention(function: Any, reader: Reader) -> Registration:
     before = _READERS.get(function)
     _READERS[function] = reader
     return Registration(function, before)
+
+
+def registered() -> list[tuple[Any, Reader]]:
+    """All functions that were named, with their readers."""
+    return list(_READERS.items())
 
 
 def reader_of(function: Any) -> Reader | None:
