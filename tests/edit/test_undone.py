@@ -148,7 +148,9 @@ def test_several_edits_are_one_handle():
     before = everything(kind.model)
     with together([EDITS["skip"](kind, anatomy), EDITS["module"](kind, anatomy)]) as both:
         assert both.parameters == 1
-        assert repr(both).startswith("<skip the block; rewrite attention at decoder layer 2 (h.1), decoder layer 1 self")
+        assert repr(both).startswith(
+            "<skip the block; rewrite attention at decoder layer 2 (h.1), decoder layer 1 self"
+        )
         assert len(edits_in(kind.model)) == 2
     assert_the_same(before, everything(kind.model))
 
@@ -166,8 +168,9 @@ def test_a_forward_that_stood_there_is_used_and_put_back():
     block.forward = wrapped
     with torch.no_grad():
         base = kind()
-        with scale_branch(kind.model, find_branches(kind.model, kind, anatomy), by=1.0), replace_stream(
-            kind.model, anatomy, lambda state: state, layer=2
+        with (
+            scale_branch(kind.model, find_branches(kind.model, kind, anatomy), by=1.0),
+            replace_stream(kind.model, anatomy, lambda state: state, layer=2),
         ):
             calls.clear()
             assert torch.equal(kind(), base)

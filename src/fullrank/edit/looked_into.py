@@ -7,8 +7,21 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["looked_into", "unflatten"]
+__all__ = ["Passing", "looked_into", "unflatten"]
+
+
+class Passing(TorchFunctionMode):
+    """A mode that changes nothing. Modules of torch with a fused path leave it while any mode is active."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function."""
+        if func is Tensor.unflatten:
+            return unflatten(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def unflatten(tensor: Tensor, dim: int, sizes: Any) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from fullrank.capture.anatomy import Anatomy, Stack
@@ -14,6 +13,7 @@ from fullrank.capture.reference import module_names
 from fullrank.capture.wrappers import bare
 from fullrank.edit.forwards import Around, Begin, EditedForward, Enclosed, Turns
 from fullrank.edit.handle import Change
+from fullrank.edit.looked_into import Passing
 from fullrank.errors import EditError
 
 __all__ = ["Place", "chosen_layers", "chosen_stacks", "enclosing", "modules_by_name", "one_stack"]
@@ -126,19 +126,15 @@ _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttenti
 
 
 class Reference:
-    """Around a module with a fused path of its own: keeps it on the path that calls its modules."""
+    """Around a module with a fused path of its own: it takes the one that calls its modules where a mode is active."""
 
     what = "no fused path"
 
     def __call__(
         self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
     ) -> Any:
-        before = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
+        with Passing():  # not the process-wide switch, which the compiler does not follow
             return run(*args, **kwargs)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _names(anatomy: Anatomy) -> str:
