@@ -74,6 +74,7 @@ def mlp_roles(
         ]
         for number, group in enumerate(_in_turn(mains, region))
     ]
+    groups = [found for group in groups if (found := [weights for weights in group if weights])]
     every = {weights[-1].parameter for group in groups for weights in group}
     return list(dict.fromkeys(weight for group in groups for weight in experts(model, block, group, every)))
 
@@ -112,6 +113,8 @@ def _one(call: str, down: Product, adapters: list[Product], region: Region, stat
     width = torch.Size(down.reads.shape[axis] for axis in down.contracted).numel()
     weights = [weight_of("down", call, down, adapters, None, [])]
     sides = _sides(down.reads, region, width, states)
+    if sides is not None and any(all(region.up(b.product.reads, states)[0] for b in side) for side in sides):
+        return []  # what is multiplied was made in several steps: a modulation, no MLP
     if sides is None:
         branches = _branches(down.reads, region, width, states)
         if not branches:
