@@ -41,6 +41,8 @@ def undisturbed(model: nn.Module, *, batch_statistics: bool = False) -> Iterator
     """
     with ExitStack() as put_back:
         put_back.enter_context(warnings.catch_warnings())
+        # said by activation checkpointing of every forward without gradients, which is what this is for
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         _keep_random_state(model, put_back.callback)
         _keep_training_flags(model, put_back.callback)
         _keep_parameters(model, put_back.callback)
