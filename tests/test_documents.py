@@ -45,6 +45,7 @@ NO_METRICS = {
     *("fullrank", "exact", "n", "layer", "part", "scope", "site"),  # the package, and columns of the table
     *("out", "mid", "read"),  # parts
     *("all", "late", "samples"),  # scopes
+    *("attention_mask", "position_ids", "variant"),  # arguments of models, and a column
     *("permuted_null", "svdvals"),  # functions, of fullrank.metrics and of torch.linalg
 }
 
