@@ -125,7 +125,7 @@ def _mid(stack: Stack, keep: Keep) -> str:
     found = len(keep.states("stream", "mid", stack.name))
     attending = sum(1 for parts in stack.calls if parts)
     if found == 0:
-        return "no"
+        return "no" if attending else "-"
     return "yes" if found >= attending else f"{found} of {attending}"
 
 
@@ -135,8 +135,14 @@ def _read(stack: Stack, keep: Keep) -> str:
 
 
 def _roles(stack: Stack) -> str:
-    known = {weight.role for block in stack.weights for weight in block if weight.parameter and not weight.reason}
-    return " ".join(role for role in ROLES if role in known) or "none"
+    """Roles that are known in every block that has them, and for the others why not."""
+    weights = [weight for block in stack.weights for weight in block]
+    reasons = {weight.role: weight.reason or "not found" for weight in weights if weight.reason or not weight.parameter}
+    known = {weight.role for weight in weights} - set(reasons)
+    said = " ".join(role for role in ROLES if role in known) or "none"
+    for reason in dict.fromkeys(reasons.values()):
+        said += f"; {' '.join(role for role in ROLES if reasons.get(role) == reason)}: {reason}"
+    return said
 
 
 @functools.cache
