@@ -27,6 +27,7 @@ class Stack:
         tokens_first: whether the stream is (tokens, sequences, width).
         grid: whether it is (sequences, rows, columns, width).
         channels_first: whether it is (sequences, width, rows, columns) and its places are tokens.
+        at: the place or name under which blocks are given their stream, where it is not the first tensor that could be.
         over: what the stream holds for each item of the batch: `tokens`, or nothing but one vector or image, so that
             only the `samples` of the batch can be compared with each other.
         end: where each block is a layer of weights with what follows it, and ends where the next begins: the module
@@ -48,6 +49,7 @@ class Stack:
     grid: bool = False
     callers: tuple[tuple[str, ...], ...] = ()
     channels_first: bool = False
+    at: int | str | None = None
     over: Literal["tokens", "samples"] = "tokens"
     end: str | None = None
     weights: tuple[tuple[Weight, ...], ...] = ()

@@ -120,7 +120,7 @@ class Scene:
 
     def enter_block(self, stack: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A block is called."""
-        stream = stream_input(args, kwargs)
+        stream = stream_input(args, kwargs, self._anatomy.stacks[stack].at)
         paths = self._anatomy.stacks[stack].paths
         if self._layers[stack] >= len(paths):
             self._layers[stack] = 0  # part of the model was called alone, as when text is generated

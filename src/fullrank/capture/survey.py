@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fullrank.capture.anatomy import Anatomy, Stack, stack_names
-from fullrank.capture.axes import Axes, axes_of
 from fullrank.capture.assign import Call, Spans, block_roles, model_roles
+from fullrank.capture.axes import Axes, axes_of
 from fullrank.capture.blocks import find_stacks, named_blocks
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.chain import chain_of
@@ -186,6 +186,7 @@ def _describe(
                 tokens_first=tokens_first,
                 grid=axes == "channels last",
                 channels_first=axes == "channels first",
+                at=next((visit.at for visit in visits if visit.at is not None), None),
                 over="samples" if axes == "samples" else "tokens",
                 callers=tuple(tuple(attended.path for _, attended in block) for block in parts),
                 **_weights(visits, parts, tokens_first, model, spans),

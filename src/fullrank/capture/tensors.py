@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-__all__ = ["first_state", "stream_input", "tensors_in"]
+__all__ = ["first_state", "place_of", "stream_input", "tensors_in"]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -22,8 +22,26 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def stream_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The residual stream a block is called with: its first argument, `hidden_states`, or the first floating tensor."""
+def place_of(tensor: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+    """At which place or under which name a tensor is passed; None where it is not."""
+    found = [place for place, item in (*enumerate(args), *kwargs.items()) if item is tensor]
+    return found[0] if found else None
+
+
+def stream_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], at: int | str | None = None) -> Tensor | None:
+    """The residual stream a block is called with: its first argument, `hidden_states`, or the first floating tensor.
+
+    Args:
+        args: of the call.
+        kwargs: of the call.
+        at: the place or the name under which it is passed, where that is known.
+
+    Returns:
+        The stream, or None where there is no such tensor.
+    """
+    named = args[at] if isinstance(at, int) and at < len(args) else kwargs.get(at) if isinstance(at, str) else None
+    if _is_state(named):
+        return named
     if args and _is_state(args[0]):
         return args[0]
     named = kwargs.get("hidden_states")

@@ -15,7 +15,7 @@ from fullrank.capture.lineage import Node
 from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.residual import ResidualTrace, is_norm
 from fullrank.capture.tap import Tap
-from fullrank.capture.tensors import first_state, stream_input, tensors_in
+from fullrank.capture.tensors import first_state, place_of, stream_input, tensors_in
 
 __all__ = ["Attended", "CallTree", "Group", "Visit", "groups_of"]
 
@@ -59,6 +59,8 @@ class Visit:
         weight: its own source, as a bit, where it is a layer of weights; 0 elsewhere.
         reads: the sources of the stream it was called with.
         hands: the visits inside it that returned the very tensor that it returned.
+        at: the place or name under which its stream is passed, where it is not the first that could be.
+        shapes: of all tensors that it was called with, by place or name.
         unread: whether a softmax over more than one row was seen in it that is no attention we can read.
         batch_first: what an `nn.MultiheadAttention` inside says about its axes.
     """
@@ -76,6 +78,8 @@ class Visit:
     weight: int = 0
     reads: int = 0
     hands: tuple[Visit, ...] = ()
+    at: int | str | None = None
+    shapes: dict[int | str, torch.Size] = field(default_factory=dict)
     attended: list[Attended] = field(default_factory=list)
     input_kind: str | None = None
     batch_first: bool | None = None
@@ -153,6 +157,7 @@ class CallTree:
             self._weights.append(visit)
         group = self._groups.get(module)
         if group is not None and stream is not None:
+            stream = self._handed_to(group, visit, args, kwargs, stream)
             visit.chained = self._handed_on.get(group) is stream
             visit.derived = bool(self._tap.marks.of(stream) & group.bit)
             visit.follows = self._who_returned(stream)
@@ -207,6 +212,24 @@ class CallTree:
         if self.current is not None:
             for visit in (self.current, *self.current.ancestors()):
                 visit.attended.append(attended)
+
+    def _handed_to(
+        self, group: Group, visit: Visit, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor
+    ) -> Tensor:
+        """The stream of a member of a group: what the one before returned, wherever it is passed."""
+        places = (*enumerate(args), *kwargs.items())
+        visit.shapes = {place: item.shape for place, item in places if isinstance(item, Tensor)}
+        handed = self._handed_on.get(group)
+        at = None if handed is None or handed is stream else place_of(handed, args, kwargs)
+        if at is None or handed is None:
+            return stream
+        for one in (*group.visits, visit):
+            one.at, one.shape = at, one.shapes.get(at, one.shape)
+            one.follows = (
+                () if one.given is None else one.follows
+            )  # another tensor was taken for the stream of the first
+        visit.given = handed
+        return handed
 
     def _who_returned(self, tensor: Tensor) -> tuple[Visit, ...]:
         found = self._returned.get(id(tensor))
