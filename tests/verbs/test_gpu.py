@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import fullrank
 from fullrank.operators import AttentionOperator, Causal, Padding
@@ -94,3 +94,28 @@ def test_spectra_on_a_gpu_are_those_on_the_cpu(maps):
         value = getattr(theirs, name)
         assert value.is_cuda
         torch.testing.assert_close(value.cpu(), getattr(ours, name), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_gradients_on_a_gpu_are_those_on_the_cpu(labels):
+    model = gpt2_with_a_head()
+    ids = torch.randint(64, (3, 48), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids} | ({"labels": ids} if labels else {})
+    cpu, gpu = (
+        keyed(fullrank.examine(copy.deepcopy(model).to(device), batch, gradients=True, probes=2, spectrum=False))
+        for device in ("cpu", "cuda")
+    )
+    assert gpu.keys() == cpu.keys()
+    compared = 0
+    for key, row in cpu.items():
+        if key[2] == "gradient" and row.value is not None:
+            assert gpu[key].value == pytest.approx(row.value, rel=1e-3, abs=1e-6), key
+            compared += 1
+    assert compared > 100
+
+
+def gpt2_with_a_head():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 64, "n_positions": 96}
+        return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3)).eval()
