@@ -178,9 +178,11 @@ class Lineage:
     def ref(self, tensor: Tensor) -> Ref:
         """Where a tensor came from; one that no call was seen to make is a new leaf."""
         found = self._known.get(id(tensor))
-        if found is not None and found[0]() is tensor:
-            return found[1]
-        return self._stranger(tensor)
+        known = found[1] if found is not None and found[0]() is tensor else None
+        if known is None or (known.node.name != "parameter" and isinstance(tensor, nn.Parameter)):
+            # fetched for this call (offloading, sharding) by functions that were seen
+            return self._owned(tensor) or known or self._leaf(tensor, "given", "")
+        return known
 
     def enter(self, state: Tensor) -> None:
         """A tensor is a state, even where it was made from nothing but parameters (learned queries) or from zeros."""
@@ -201,7 +203,7 @@ class Lineage:
 
     # ------------------------------------------------------------ leaves
 
-    def _stranger(self, tensor: Tensor) -> Ref:
+    def _owned(self, tensor: Tensor) -> Ref | None:
         owner = self._owner()
         if owner is not None:
             module, path = owner
@@ -210,7 +212,7 @@ class Lineage:
                     for name, mine in held.items():
                         if mine is tensor:
                             return self._leaf(tensor, kind, f"{path}.{prefix}{name}".removeprefix("."))
-        return self._leaf(tensor, "given", "")
+        return None
 
     def _leaf(self, tensor: Tensor, kind: str, name: str) -> Ref:
         packed = kind == "buffer" and tensor.ndim > 1 and not tensor.is_floating_point() and tensor.dtype != torch.bool

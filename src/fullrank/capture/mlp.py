@@ -111,7 +111,8 @@ def _in_turn(products: list[Product], region: Region) -> list[list[Product]]:
 
 def _one(call: str, down: Product, adapters: list[Product], region: Region, states: set[int]) -> list[Weight]:
     width = torch.Size(down.reads.shape[axis] for axis in down.contracted).numel()
-    weights = [weight_of("down", call, down, adapters, None, [])]
+    firsts = [hit.product for adapter in adapters for hit in region.up(adapter.reads, states)[0]]
+    weights = [weight_of("down", call, down, [*firsts, *adapters], None, [])]
     sides = _sides(down.reads, region, width, states)
     if sides is not None and any(all(region.up(b.product.reads, states)[0] for b in side) for side in sides):
         return []  # what is multiplied was made in several steps: a modulation, no MLP

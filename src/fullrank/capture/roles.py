@@ -54,12 +54,9 @@ def inputs_of(call: Node, region: Region, states: set[int]) -> Inputs:
         The three, as far as they are known.
     """
     if not is_product(call):
-        floating = [ref for ref in call.parents if ref.node.floating]
         named = [call.kwargs.get(name) for name in ("query", "key", "value")]
-        given = [ref if isinstance(ref, Ref) else None for ref in named]
-        for ref in floating:
-            if None in given and ref not in given:
-                given[given.index(None)] = ref
+        placed = iter([value for value in call.args if isinstance(value, Ref) and value.node.floating])
+        given = [value if isinstance(value, Ref) else next(placed, None) for value in named]
         return Inputs(given[0], given[1], given[2], (-1, -1, -1))
     factors = factors_of(call)
     if factors is None:
@@ -268,7 +265,7 @@ def _output(call: Node, part: str, heads: int, region: Region, states: set[int])
                 columns[int(number) // width % heads].append(column)
         if any(not head for head in columns):
             columns = []
-    weight = weight_of("o", part, main, others, None, [])
+    weight = weight_of("o", part, main, [*others, *region.read_by(others)], None, [])
     place = place_of(main)
     if not weight.reason and columns:
         weight = replace(weight, heads=tuple(_runs(head, place.columns) for head in columns))

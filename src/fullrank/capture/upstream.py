@@ -132,6 +132,18 @@ class Region:
                 reached.add(node.order)
         return found
 
+    def read_by(self, products: list[Product]) -> list[Product]:
+        """The products that read nothing but what some others made, such as the second factors of adapters."""
+        orders = {product.node.order for product in products}
+        found = []
+        for node in self.calls if orders else ():
+            product = self.product(node)
+            if product is not None and node.order > min(orders):
+                hits = {hit.node.order for hit in self.up(product.reads)[0]}
+                if hits and hits <= orders:
+                    found.append(product)
+        return found
+
     def depends(self, node: Node, on: set[int]) -> bool:
         """Whether a call was made from one of some others, within the block."""
         lowest = min(on, default=0)
