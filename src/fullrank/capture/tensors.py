@@ -24,8 +24,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def place_of(tensor: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
     """At which place or under which name a tensor is passed; None where it is not."""
-    found = [place for place, item in (*enumerate(args), *kwargs.items()) if item is tensor]
-    return found[0] if found else None
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return next((place for place, item in places if item is tensor), None)
 
 
 def stream_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], at: int | str | None = None) -> Tensor | None:

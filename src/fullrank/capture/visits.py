@@ -217,17 +217,15 @@ class CallTree:
         self, group: Group, visit: Visit, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor
     ) -> Tensor:
         """The stream of a member of a group: what the one before returned, wherever it is passed."""
-        places = (*enumerate(args), *kwargs.items())
+        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         visit.shapes = {place: item.shape for place, item in places if isinstance(item, Tensor)}
         handed = self._handed_on.get(group)
         at = None if handed is None or handed is stream else place_of(handed, args, kwargs)
         if at is None or handed is None:
             return stream
         for one in (*group.visits, visit):
-            one.at, one.shape = at, one.shapes.get(at, one.shape)
-            one.follows = (
-                () if one.given is None else one.follows
-            )  # another tensor was taken for the stream of the first
+            if one.at != at:  # of the first, another tensor was taken for its stream
+                one.at, one.shape, one.follows = at, one.shapes.get(at, one.shape), ()
         visit.given = handed
         return handed
 
