@@ -78,7 +78,7 @@ class Sampling:
     """What is taken.
 
     Attributes:
-        sequences: how many sequences are read, at least one.
+        sequences: how many sequences there is time for, at least one.
         spectra: of how many of these singular values are taken.
         heads: of how many heads of each call, evenly spread; None for all.
     """
@@ -88,7 +88,7 @@ class Sampling:
     heads: int | None = None
 
     def lowered(self, costs: Costs) -> list[str]:
-        """What is not taken that would have been, in words."""
+        """Which singular values are not taken that would have been, in words."""
         said = []
         if self.spectra == 0 and costs.spectra:
             said.append("no singular values")
@@ -96,8 +96,6 @@ class Sampling:
             said.append(f"singular values of {self.spectra} instead of {costs.spectra} sequences")
         if self.spectra and self.heads is not None:
             said.append(f"of {self.heads} instead of {costs.heads} heads of each call")
-        if self.sequences < costs.sequences:
-            said.append(f"{self.sequences} instead of {costs.sequences} sequences")
         return said
 
 
@@ -198,20 +196,24 @@ class Shedding:
 
     Attributes:
         shed: of how many calls none were taken.
+        seconds: that the others took.
     """
 
     def __init__(self, observer: SpectrumObserver, budget: Budget) -> None:
         self.observer, self.budget = observer, budget
         self.needs: frozenset[Signal] = observer.needs
         self.shed = 0
+        self.seconds = 0.0
 
     def see(self, event: Event) -> None:
         """Take the spectra of a call, or say why not."""
         if self.budget.over:
             self.shed += 1
             self.observer.pass_over(event, _LEFT_OUT)
-        else:
-            self.observer.see(event)
+            return
+        before = self.budget.left
+        self.observer.see(event)
+        self.seconds += before - self.budget.left
 
     def rows(self) -> Sequence[Row]:
         """The observer's."""
@@ -221,6 +223,7 @@ class Shedding:
         """Merge the observers."""
         self.observer.merge(other.observer)
         self.shed += other.shed
+        self.seconds += other.seconds
 
 
 class Stop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -52,11 +52,12 @@ def record_within(
     """Read as much of the batch as the budget allows.
 
     The first block of one sequence is tried out, with the singular values of one head; from its time and that of a
-    forward follows what is taken (`measure.budget.sampling`). The first sequence is always read to its end: after the
-    budget its forward, its token metrics and its attention rows still run, its singular values no more. Of the others
-    none is begun when the budget is over, and one that is running is left after the block at hand and thrown away. So
-    the budget is overdrawn by the rest of the first sequence without spectra at most, else by one block of the
-    sequences that are read together (as many as were read before), and the assembly of the report.
+    forward follows of what singular values are taken (`measure.budget.sampling`). The first sequence is always read to
+    its end: after the budget its forward, its token metrics and its attention rows still run, its singular values no
+    more. How many others are read follows from the time of those before; at most as many together as were read already.
+    Sequences that are being read when the budget is over are left after the block at hand and thrown away. So the
+    budget is overdrawn by the rest of the first sequence without spectra at most, else by one block of the sequences
+    that are read together, and by the assembly of the report.
 
     Args:
         budget: seconds from now on.
@@ -83,28 +84,39 @@ def record_within(
     main: list[Observer] = []
     notes: dict[str, None] = {}
     done: list[Call] = []
-    shed = read = 0
-    for call, start, stop in _chunks(calls, units, plan.sequences):
-        if read and budget.over:
-            break
-        taken = max(0, min(stop, SEQUENCES) - start) if divided and whole else SEQUENCES if whole or not read else 0
-        spectra = plan.spectra > 0 and taken > 0
-        observers = make(spectrum=spectra, sequences=taken or 1, **(few if spectra else {}))
+    shed = read = place = start = 0
+    each, of_spectra = costs.sequence, 0.0
+    while place < len(calls) and not (read and budget.over):
+        size = min(max(1, read), units[place] - start)
+        if read:  # as many more as the time of those before allows
+            price = each + (of_spectra if whole and start < SEQUENCES else 0.0)
+            size = min(size, int(budget.left / price) if price > 0 else size)
+            if size < 1:
+                break
+        stop = start + size
+        taken = _taken(start, stop, divided=divided, whole=whole, first=not read) if plan.spectra else 0
+        observers = make(spectrum=taken > 0, sequences=taken or 1, **(few if taken else {}))
         wrapped = [Shedding(one, budget) if isinstance(one, SpectrumObserver) else one for one in observers]
-        part = call.part(start, stop) if divided else call
+        part = calls[place].part(start, stop) if divided else calls[place]
 
-        def step(what: str, share: float, read: int = read, size: int = stop - start) -> None:
-            tell(what, (read + share * size) / plan.sequences)
+        def step(what: str, share: float, read: int = read, size: int = size) -> None:
+            tell(what, (read + share * size) / sum(units))
 
+        before = budget.left
         try:
             said = record(model, [part], anatomy, [*wrapped, Stop(budget)] if read else wrapped, step)
         except OutOfTime:
             break
+        shedding = [one for one in wrapped if isinstance(one, Shedding)]
+        spent = sum(one.seconds for one in shedding)
+        each, of_spectra = (before - budget.left - spent) / size, spent / taken if taken else of_spectra
+        shed += sum(one.shed for one in shedding)
         notes.update(dict.fromkeys(said))
-        shed += sum(one.shed for one in wrapped if isinstance(one, Shedding))
         _merge(main, observers)
-        read += stop - start
         done.append(part)
+        read, start = read + size, stop
+        if start == units[place]:
+            place, start = place + 1, 0
     unit = "sequences" if divided else "batches"
     return Read(main, [*notes, *_said(budget, plan, costs, read, shed, unit)], done)
 
@@ -143,15 +155,11 @@ def _divides(call: Call, anatomy: Anatomy) -> bool:
     return call.divisible and not any(stack.tokens_first for stack in anatomy.stacks)
 
 
-def _chunks(calls: Sequence[Call], units: Sequence[int], most: int) -> Iterator[tuple[Call, int, int]]:
-    """The first alone, then as many as were read before, within one call."""
-    read = 0
-    for call, count in zip(calls, units, strict=True):
-        start = 0
-        while start < count and read < most:
-            size = min(max(1, read), count - start, most - read)
-            yield call, start, start + size
-            start, read = start + size, read + size
+def _taken(start: int, stop: int, *, divided: bool, whole: bool, first: bool) -> int:
+    """Of how many of the sequences from `start` to `stop` of a call singular values are taken."""
+    if not whole:
+        return int(first) if divided else SEQUENCES * int(first)
+    return max(0, min(stop, SEQUENCES) - start) if divided else SEQUENCES
 
 
 def _merge(main: list[Observer], more: Sequence[Observer]) -> None:
@@ -169,8 +177,9 @@ def _merge(main: list[Observer], more: Sequence[Observer]) -> None:
 
 def _said(budget: Budget, plan: Sampling, costs: Costs, read: int, shed: int, unit: str) -> list[str]:
     said = [words.replace("sequences", unit) for words in plan.lowered(costs)]
-    if read < plan.sequences:
-        said.append(f"{read} of {plan.sequences} {unit} when it ran out")
+    if read < costs.sequences:
+        how = f"of {costs.sequences} {unit} when it ran out" if budget.over else f"instead of {costs.sequences} {unit}"
+        said.append(f"{read} {how}")
     if shed:
         said.append(f"no singular values of {shed} attention calls, when it had run out")
     if not said:
