@@ -8,7 +8,7 @@ from kinds import KINDS, build, gpt2, llama, seen
 from torch import nn
 
 from fullrank.capture import survey
-from fullrank.edit import edits_in, replace_stream, skip_block
+from fullrank.edit import edits_in, replace_stream, rewrite_block, skip_block
 from fullrank.errors import EditError
 
 CASES = [(name, stack) for name in KINDS for stack in build(name).lists]
@@ -153,6 +153,55 @@ def test_the_stream_is_replaced_by_what_a_function_makes_of_it(name, stack, laye
         twin = kind()
         handle.remove()
     assert torch.allclose(edited, twin, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "stack"), CASES)
+def test_a_block_is_rewritten_from_what_it_was_given_and_what_it_returns(name, stack):
+    kind = build(name)
+    anatomy = seen(name)
+    with torch.no_grad():
+        base = kind()
+        with rewrite_block(kind.model, anatomy, lambda X, Y: Y, stack=stack, layer=2):
+            assert torch.equal(kind(), base)
+        with rewrite_block(kind.model, anatomy, lambda X, Y: X, stack=stack, layer=2):
+            passed = kind()
+        with skip_block(kind.model, anatomy, stack=stack, layer=2):
+            assert torch.equal(passed, kind())
+        with rewrite_block(kind.model, anatomy, lambda X, Y: 0.3 * X + Y.flip(1), stack=stack, layer=2):
+            edited = kind()
+        tokens = 0 if name == "torch_tokens_first" else 1
+
+        def mixed(module, args, kwargs, output):
+            state = output[0] if isinstance(output, tuple) else output
+            new = 0.3 * (args[0] if args else kwargs["hidden_states"]) + state.flip(tokens)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        kind.blocks(stack)[1].register_forward_hook(mixed, with_kwargs=True)
+        assert torch.allclose(edited, kind(), atol=1e-12)
+
+
+def test_a_module_that_rewrites_a_block_is_part_of_it():
+    kind = build("gpt2")
+
+    class Mix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.5, 2.0]).double())
+
+        def forward(self, before, after):
+            return self.weight[0] * before + self.weight[1] * (after - before)
+
+    mix = Mix()
+    edit = rewrite_block(kind.model, seen("gpt2"), mix, layer=2, name="mix")
+    assert repr(edit) == "<rewrite the block at decoder layer 2 (h.1); 2 parameters added>"
+    assert kind.model.get_parameter("h.1.mix.weight") is mix.weight
+    kind().sum().backward()
+    assert (mix.weight.grad != 0).all()
+    edit.undo()
+    assert "h.1.mix.weight" not in kind.model.state_dict()
+    wrong = rewrite_block(kind.model, seen("gpt2"), lambda X, Y: Y[:1], layer=2)
+    with wrong, pytest.raises(EditError, match=r"after returned \(1, 9, 32\) for block h.1, not \(3, 9, 32\)"):
+        kind()
 
 
 def test_a_value_may_be_a_number_or_a_tensor():

@@ -14,6 +14,7 @@ from fullrank.edit import (
     replace_stream,
     replace_weight,
     rewrite_attention,
+    rewrite_block,
     scale_branch,
     skip_block,
 )
@@ -41,6 +42,7 @@ def first(kind) -> str:
 EDITS = {
     "skip": lambda kind, anatomy: skip_block(kind.model, anatomy, layer=2),
     "stream": lambda kind, anatomy: replace_stream(kind.model, anatomy, lambda X: X.mean(1, keepdim=True), layer=1),
+    "block": lambda kind, anatomy: rewrite_block(kind.model, anatomy, Half(), layer=2),
     "attention": lambda kind, anatomy: rewrite_attention(kind.model, anatomy, before=warm, after=center),
     "module": lambda kind, anatomy: rewrite_attention(kind.model, anatomy, after=Half(), layer=1),
     "heads": lambda kind, anatomy: replace_heads(kind.model, anatomy, 0.0, heads=[1, 2]),

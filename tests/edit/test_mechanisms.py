@@ -238,3 +238,19 @@ def test_removing_a_parametrization_alone_changes_the_order_of_parameters():
     parametrize.register_parametrization(net, "weight", DoubledWeight())
     parametrize.remove_parametrizations(net, "weight", leave_parametrized=False)
     assert [name for name, _ in net.named_parameters()] == ["bias", "weight"]
+
+
+def test_classes_that_are_swapped_twice_must_be_put_back_in_order():
+    net, x = drawn()
+    module = net.h[0].o
+    family = type(module)
+
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    module.__class__ = Twice
+    parametrize.register_parametrization(module, "weight", DoubledWeight())  # which swaps the class as well
+    module.__class__ = family  # undoing the first alone takes the second's away
+    with pytest.raises(AttributeError, match="weight"):
+        net(x)

@@ -18,6 +18,7 @@ from fullrank.edit import (
     replace_stream,
     replace_weight,
     rewrite_attention,
+    rewrite_block,
     scale_branch,
     skip_block,
     together,
@@ -82,6 +83,7 @@ def parameter_of(kind) -> str:
 EDITS = {
     "skip": lambda kind, anatomy: skip_block(kind.model, anatomy, stack=anatomy.stacks[-1].name, layer=2),
     "stream": lambda kind, anatomy: replace_stream(kind.model, anatomy, 0.1, stack=anatomy.stacks[0].name, layer=1),
+    "block": lambda kind, anatomy: rewrite_block(kind.model, anatomy, Half(), stack=anatomy.stacks[0].name, layer=2),
     "attention": lambda kind, anatomy: rewrite_attention(kind.model, anatomy, after=center),
     "module": lambda kind, anatomy: rewrite_attention(kind.model, anatomy, after=Half(), layer=1),
     "heads": lambda kind, anatomy: replace_heads(kind.model, anatomy, 0.0, heads=1),

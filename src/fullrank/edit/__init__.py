@@ -1,6 +1,7 @@
 """Changing a forward and undoing it: blocks, attention calls, branches, states, weights."""
 
 from fullrank.edit.attention import replace_heads, rewrite_attention
+from fullrank.edit.block import rewrite_block
 from fullrank.edit.branches import Branch, Branches, find_branches
 from fullrank.edit.call import Call
 from fullrank.edit.forwards import edits_in
@@ -23,6 +24,7 @@ __all__ = [
     "replace_stream",
     "replace_weight",
     "rewrite_attention",
+    "rewrite_block",
     "scale_branch",
     "skip_block",
     "together",

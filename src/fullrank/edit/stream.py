@@ -15,7 +15,7 @@ from fullrank.edit.handle import Edit, make
 from fullrank.edit.places import Place, chosen_layers, enclosing, one_stack
 from fullrank.errors import EditError
 
-__all__ = ["replace_stream", "skip_block", "with_state"]
+__all__ = ["arranged", "put_back", "replace_stream", "skip_block", "turn_of", "with_state"]
 
 
 def skip_block(model: nn.Module, where: Anatomy | str, *, stack: str | None = None, layer: int | None = None) -> Edit:
@@ -46,7 +46,7 @@ def skip_block(model: nn.Module, where: Anatomy | str, *, stack: str | None = No
         if layer is None:
             raise EditError(f"layer= is needed: which of the {len(found.paths)} block calls of {found.name} to skip.")
         chosen_layers(found, layer)
-        path, turns, wanted = _turn(found.paths, layer)
+        path, turns, wanted = turn_of(found.paths, layer)
         place = f"{found.name} layer {layer} ({path})"
     around = _Skip(turns, wanted, path)
     return make("skip the block", [place], enclosing(model, path, around, turns))
@@ -73,14 +73,14 @@ def replace_stream(
     """
     found = one_stack(anatomy, stack)
     chosen_layers(found, layer, first=0)
-    path, turns, wanted = _turn(found.paths, max(layer, 1))
+    path, turns, wanted = turn_of(found.paths, max(layer, 1))
     place = Place(found.name, layer, "out", path, found.tokens_first, found.grid)
     around = _Replace(turns, wanted, place, value)
     where = f"{found.name} layer {layer} ({'input' if layer == 0 else 'output'} of {path})"
     return make("replace the stream", [where], enclosing(model, path, around, turns))
 
 
-def _turn(paths: tuple[str, ...], layer: int) -> tuple[str, Turns, set[int]]:
+def turn_of(paths: tuple[str, ...], layer: int) -> tuple[str, Turns, set[int]]:
     """Name of the block of a layer, a counter of its calls, and which of them is meant."""
     path = paths[layer - 1]
     return path, Turns(paths.count(path)), {paths[: layer - 1].count(path)}
@@ -137,17 +137,26 @@ class _Replace:
         return with_state(output, self._new(state))
 
     def _new(self, state: Tensor) -> Tensor:
-        seen = state
-        if state.ndim == 2:
-            seen = state.unsqueeze(0)
-        elif state.ndim == 3 and self._place.tokens_first:
-            seen = state.transpose(0, 1)
-        elif state.ndim == 4 and self._place.grid:
-            seen = state.flatten(1, 2)
-        new = new_value(self._value, seen, f"the stream at {self._place.path}")
-        if state.ndim == 3 and self._place.tokens_first:
-            new = new.transpose(0, 1)
-        return new.reshape(state.shape)
+        new = new_value(self._value, arranged(state, self._place), f"the stream at {self._place.path}")
+        return put_back(new, state, self._place)
+
+
+def arranged(state: Tensor, place: Place) -> Tensor:
+    """A state of the stream as (sequences, tokens, width)."""
+    if state.ndim == 2:
+        return state.unsqueeze(0)
+    if state.ndim == 3 and place.tokens_first:
+        return state.transpose(0, 1)
+    if state.ndim == 4 and place.grid:
+        return state.flatten(1, 2)
+    return state
+
+
+def put_back(new: Tensor, state: Tensor, place: Place) -> Tensor:
+    """A tensor in that form as the model lays out its stream."""
+    if state.ndim == 3 and place.tokens_first:
+        new = new.transpose(0, 1)
+    return new.reshape(state.shape)
 
 
 def with_state(output: Any, state: Tensor, item: int | str = 0) -> Any:
