@@ -111,7 +111,7 @@ def test_gradients_on_a_gpu_are_those_on_the_cpu(labels):
         if key[2] == "gradient" and row.value is not None:
             assert gpu[key].value == pytest.approx(row.value, rel=1e-3, abs=1e-6), key
             compared += 1
-    assert compared > 100
+    assert compared > 80
 
 
 def gpt2_with_a_head():

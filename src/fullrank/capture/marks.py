@@ -10,10 +10,15 @@ from torch import Tensor
 
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["OUTSIDE", "Marks"]
+__all__ = ["OUTSIDE", "Marks", "bit_of"]
 
 OUTSIDE = 1
 """The source of what a block is called with beside its stream, such as the states of an encoder."""
+
+
+def bit_of(stack: int) -> int:
+    """The source that a stack's stream is, by the place of the stack."""
+    return OUTSIDE << (stack + 1)
 
 
 class Marks:

@@ -14,8 +14,9 @@ from fullrank.capture.calls import KernelCall
 from fullrank.capture.events import AttentionCall, Event, GradientState, Signal, StreamState
 from fullrank.capture.factors import Factors
 from fullrank.capture.gradients import End, GradientWatch, as_tokens
-from fullrank.capture.marks import OUTSIDE
-from fullrank.capture.reading import MaskReader, Reading, Unreadable, read
+from fullrank.capture.marks import bit_of
+from fullrank.capture.padding import RealTokens
+from fullrank.capture.reading import MaskReader, Unreadable, read
 from fullrank.capture.residual import Followed, ResidualTrace
 from fullrank.capture.tap import Tap, heads_of
 from fullrank.capture.tensors import stream_input
@@ -64,7 +65,7 @@ class Scene:
         self._anatomy = anatomy
         self._tap = tap
         self._needs = needs
-        self._real = real
+        self._real = RealTokens(anatomy, real)
         self._emit = emit
         self._notes = notes
         self._masks = MaskReader()
@@ -113,8 +114,8 @@ class Scene:
         ends = [self._ends[index] for index in sorted(self._ends)]
         read = 0
         for index, end in self._ends.items():
-            read |= self._tap.marks.of(end.value) & ~_bit(index)
-        return [replace(end, into=bool(read & _bit(self._anatomy.stacks.index(end.stack)))) for end in ends]
+            read |= self._tap.marks.of(end.value) & ~bit_of(index)
+        return [replace(end, into=bool(read & bit_of(self._anatomy.stacks.index(end.stack)))) for end in ends]
 
     # ------------------------------------------------------------ blocks
 
@@ -138,7 +139,7 @@ class Scene:
         if stream is None:
             self._note(f"block {path} is not called with a tensor that could be its stream.")
             return
-        self._tap.marks.enter(stream, _bit(stack), args, kwargs)
+        self._tap.marks.enter(stream, bit_of(stack), args, kwargs)
         if self._tap.factors is not None:
             self._tap.factors.inside = live
         if layer == 1:
@@ -212,7 +213,7 @@ class Scene:
                 f"the stream of {stack.name} has the shape {tuple(value.shape)}: which axis holds tokens is not known."
             )
             return
-        real = self._real_of(stack, found.shape[0], found.shape[1], found.device)
+        real = self._real.of(stack, found.shape[0], found.shape[1], found.device)
         if signal in self._needs:
             state = StreamState(stack.name, layer, site, part, block.path, found, real, stack.over)  # type: ignore[arg-type]
             self._emit(signal, state)
@@ -261,7 +262,7 @@ class Scene:
         kind = self._kind(call, block)
         count = block.counts[kind]
         block.counts[kind] += 1
-        queries, keys = self._real_tokens(call, reading, stack, kind)
+        queries, keys = self._real.of_call(call, reading, stack, kind)
         event = AttentionCall(
             stack=stack.name,
             layer=block.layer,
@@ -283,7 +284,7 @@ class Scene:
 
     def _kind(self, call: KernelCall, block: _Block) -> str:
         if call.sources:
-            return "self" if call.sources & _bit(block.stack) else "cross"
+            return "self" if call.sources & bit_of(block.stack) else "cross"
         # values from a cache have no sources in this forward: the survey saw the same call without one
         surveyed = self._anatomy.stacks[block.stack].calls[block.layer - 1]
         index = sum(block.counts.values())
@@ -303,46 +304,6 @@ class Scene:
                     f"a softmax in the blocks of {name} is not multiplied with values as a plain product: not reported."
                 )
 
-    # ------------------------------------------------------------ padding
-
-    def _real_of(self, stack: Stack, batch: int, tokens: int, device: torch.device) -> Tensor | None:
-        if stack.over == "samples":
-            return None
-        if isinstance(self._real, Mapping):
-            real = self._real.get(stack.name)
-        elif self._takes_tensor(stack):
-            real = self._real
-        else:
-            real = None
-        if real is None or tuple(real.shape) != (batch, tokens):
-            return None
-        return real.to(device=device, dtype=torch.bool)
-
-    def _takes_tensor(self, stack: Stack) -> bool:
-        """One mask belongs to the encoder rather than to the decoder that reads it, to text rather than to images."""
-        crosses = any(part.startswith("cross") for parts in stack.calls for part in parts)
-        return len(self._anatomy.stacks) == 1 or not (crosses or stack.name.startswith("vision"))
-
-    def _real_tokens(
-        self, call: KernelCall, reading: Reading, stack: Stack, kind: str
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if call.real is not None:
-            return call.real
-        batch, _, queries, keys = reading.attention.shape
-        device = reading.attention.device
-        of_queries = self._real_of(stack, batch, queries, device)
-        if kind == "self":
-            of_keys = self._real_of(stack, batch, keys, device)
-        else:
-            sources = [s for i, s in enumerate(self._anatomy.stacks) if call.sources & _bit(i) and s is not stack]
-            found = [real for s in sources if (real := self._real_of(s, batch, keys, device)) is not None]
-            of_keys = found[0] if found else None
-        if of_keys is None:
-            of_keys = reading.seen_keys()
-            if of_queries is None and kind == "self" and queries == keys:
-                of_queries = of_keys
-        return of_queries, of_keys
-
     def _note(self, sentence: str) -> None:
         if sentence not in self._notes:
             self._notes.append(sentence)
@@ -352,7 +313,3 @@ def _tokens(gradient: Tensor, stack: Stack) -> Tensor:
     found = as_tokens(gradient, stack)
     assert found is not None  # the state itself was laid out
     return found
-
-
-def _bit(stack: int) -> int:
-    return OUTSIDE << (stack + 1)
