@@ -13,12 +13,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fullrank.errors import BatchError
-from fullrank.metrics.accumulate import mean_token, real_tokens
+from fullrank.metrics.accumulate import real_tokens
 
 __all__ = ["Neighbours", "intrinsic_dimension", "nearest_neighbours", "neighbourhood_overlap"]
 
 _BLOCK = 1 << 19
 """Distances held at a time."""
+
+_TOKENS = 2048
+"""Tokens of which copies are made at a time."""
 
 
 class Neighbours(NamedTuple):
@@ -46,13 +49,13 @@ def nearest_neighbours(
         Distances and indices.
     """
     X, real = real_tokens(X, mask)
-    X = torch.where(real[..., None], X.double() - mean_token(X.double(), real), 0)
+    X = _centred(X, real)
     tokens = X.shape[-2]
     if rows is None:
         rows = torch.arange(tokens, device=X.device)
     found = min(k, tokens)
     key = torch.arange(tokens, device=X.device)
-    size = X.square().sum(-1)
+    size = torch.cat([block.square().sum(-1) for block in X.split(_TOKENS, -2)], -1)
     lead = max(math.prod(X.shape[:-2]), 1)
     distances, indices = [], []
     for some in rows.split(max(_BLOCK // (tokens * lead), 1)):
@@ -66,6 +69,17 @@ def nearest_neighbours(
         torch.nn.functional.pad(torch.cat(distances, -2), missing, value=torch.inf),
         torch.nn.functional.pad(torch.cat(indices, -2), missing, value=-1),
     )
+
+
+def _centred(X: Tensor, real: Tensor) -> Tensor:
+    """The tokens minus their mean (refined once, as in `mean_token`) in float64, with one copy of them in memory."""
+    centred = X.to(torch.float64, copy=True)
+    n = real.sum(-1)[..., None, None].double()
+    x_bar = centred.sum(-2, keepdim=True) / n
+    rest = torch.zeros_like(x_bar)
+    for block, kept in zip(centred.split(_TOKENS, -2), real.split(_TOKENS, -1), strict=True):
+        rest += torch.where(kept[..., None], block - x_bar, 0).sum(-2, keepdim=True)
+    return centred.sub_(x_bar + rest / n).masked_fill_(~real[..., None], 0)
 
 
 def intrinsic_dimension(
