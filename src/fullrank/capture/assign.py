@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fullrank.capture.experts import stacked
+from fullrank.capture.inputs import inputs_of
 from fullrank.capture.lineage import Lineage, Node, Ref
 from fullrank.capture.mlp import mlp_roles
 from fullrank.capture.places import place_of
 from fullrank.capture.products import Product, product_of
-from fullrank.capture.roles import attention_roles, inputs_of, weight_of
+from fullrank.capture.roles import attention_roles, weight_of
 from fullrank.capture.tensors import first_state, stream_input, tensors_in
 from fullrank.capture.upstream import Region
 from fullrank.capture.ways import IDENTITY, MOVES

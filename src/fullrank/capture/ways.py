@@ -157,7 +157,8 @@ def _replay(node: Node, sources: list[Ref], look: Callable[[Ref], Tensor]) -> Se
     if name in _REDUCED:
         return _reduced(node, look(sources[0]))
     if name == "pad":
-        return [torch.nn.functional.pad(look(node.args[0]), *_real(node.args[1:2]), value=_NONE)]
+        sizes = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+        return [torch.nn.functional.pad(look(sources[0]), sizes, value=_NONE)]
     return [_merged([look(ref) for ref in sources], shape) for shape in node.shapes]
 
 

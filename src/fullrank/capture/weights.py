@@ -76,11 +76,10 @@ class Weight:
     @property
     def part(self) -> str:
         """The role as it stands in a table: `q`, `cross.q`, `self.1.q`, `up`, `up.1`, `expert.up`."""
-        if self.call in ("", "self", "mlp"):
-            place = self.role
-        elif self.call.startswith("mlp."):
+        place: str = self.role
+        if self.call.startswith("mlp."):
             place = f"{self.role}.{self.call[4:]}"
-        else:
+        elif self.call not in ("", "self", "mlp"):
             place = f"{self.call}.{self.role}"
         return place if self.expert is None else f"expert.{place}"
 

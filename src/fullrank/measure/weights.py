@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fullrank import metrics
 from fullrank.capture import Anatomy
-from fullrank.capture.weights import Weight, matrix, per_head, unreadable
+from fullrank.capture.weights import Role, Weight, matrix, per_head, unreadable
 from fullrank.measure.samples import Place
 from fullrank.table import Row
 
@@ -123,7 +123,7 @@ def _pooled(place: Place, metric: str, found: Sequence[tuple[float, bool]], note
 # ---------------------------------------------------------------- circuits
 
 
-def _circuits(model: nn.Module, place: Place, four: dict[str, Weight], widest: int) -> list[Row]:
+def _circuits(model: nn.Module, place: Place, four: Mapping[Role, Weight], widest: int) -> list[Row]:
     return [
         *_circuit(model, place, "qk_eigenvalue_variance", four, ("q", "k"), widest),
         *_circuit(model, place, "value_output_sign", four, ("v", "o"), widest),
@@ -131,7 +131,7 @@ def _circuits(model: nn.Module, place: Place, four: dict[str, Weight], widest: i
 
 
 def _circuit(
-    model: nn.Module, place: Place, metric: str, four: dict[str, Weight], pair: tuple[str, str], widest: int
+    model: nn.Module, place: Place, metric: str, four: Mapping[Role, Weight], pair: tuple[Role, Role], widest: int
 ) -> list[Row]:
     reason = _no_circuit(model, place, four, pair)
     if reason:
@@ -149,7 +149,7 @@ def _circuit(
     return rows
 
 
-def _no_circuit(model: nn.Module, place: Place, four: dict[str, Weight], pair: tuple[str, str]) -> str:
+def _no_circuit(model: nn.Module, place: Place, four: Mapping[Role, Weight], pair: tuple[Role, Role]) -> str:
     if place.part.startswith("cross"):
         return _OTHER_STREAM
     if set(pair) - set(four):
