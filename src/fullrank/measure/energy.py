@@ -18,6 +18,7 @@ from fullrank.table import Row
 
 __all__ = ["Energy"]
 
+_TOKENS = 2048  # that are squared at a time
 _ALONE = "needs at least two independent sequences: with one, what all share and what it shares are the same"
 _SINGLE = "needs at least two real tokens in a sequence: one token is its own mean"
 
@@ -47,7 +48,9 @@ class Energy:
         n = real.sum(-1)  # (sequences,)
         x_bar = mean_token(X, real)
         # squares in float64: those of a collapsing or exploding stream leave the range of float32
-        token = torch.where(real[..., None], X - x_bar, 0).double().square().sum((1, 2))
+        token = torch.zeros_like(n, dtype=torch.float64)
+        for some, kept in zip(X.split(_TOKENS, 1), real.split(_TOKENS, 1), strict=True):
+            token += torch.where(kept[..., None], some - x_bar, 0).double().square().sum((1, 2))
         U = unit_tokens(X)
         directed = (U != 0).any(-1).sum(-1)
         part = (n.double(), X.sum(1, dtype=torch.float64), token, directed.double(), U.sum(1, dtype=torch.float64))
