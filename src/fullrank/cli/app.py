@@ -106,7 +106,9 @@ def examine(
     ] = False,
     seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", help="A time budget: where it is too short, less is sampled, and that is said."),
+        typer.Option(
+            metavar="S", help="A time budget for each model: where it is too short, less is sampled, and that is said."
+        ),
     ] = None,
     blocks: Annotated[
         str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
