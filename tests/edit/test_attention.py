@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kinds import KINDS, build, center, gpt2, llama, naive, seen, uniform
+import transformers as hf
+from kinds import KINDS, TEXT, build, center, gpt2, ids, llama, naive, seen, uniform
 from seen import Keep
 
-from fullrank.capture import Recorder
+from fullrank.capture import Recorder, survey
 from fullrank.edit import Call, edits_in, replace_heads, rewrite_attention
 from fullrank.errors import EditError
 
@@ -283,6 +284,52 @@ def test_decoding_with_a_cache_equals_the_whole_sequence(make):
                 use_cache=True,
             )
             assert torch.allclose(state.last_hidden_state[:, 0], whole[:, step], atol=1e-4)
+
+
+@pytest.mark.parametrize("cache", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_an_edited_model_generates_the_same_text_with_every_cache(cache):
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT, num_key_value_heads=2)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+        anatomy = survey(model, lambda: model(ids(), use_cache=False))
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    plain = model.generate(ids(), **options)
+    with rewrite_attention(model, anatomy, before=lambda call: call.change(query=call.query / 3)):
+        edited = model.generate(ids(), **options)
+        assert torch.equal(edited, model.generate(ids(), **options, **cache))
+    assert not torch.equal(edited, plain)
+    assert torch.equal(plain, model.generate(ids(), **options))
+
+
+def typed(kind, dtype: torch.dtype) -> None:
+    kind.model.to(dtype)
+    for name, item in kind.batch.items():
+        if isinstance(item, torch.Tensor) and item.is_floating_point():
+            kind.batch[name] = item.to(dtype)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "plain", "plain_softmax", "torch_encoder"])
+def test_outputs_keep_their_type_in_half_precision_and_under_autocast(name):
+    kind = build(name)
+    types = []
+
+    def after(call, output):
+        types.append(output.dtype)
+        return center(call, output).double()
+
+    def hide_nothing(call):
+        return call.change(bias=torch.zeros(1, 1, call.queries, call.keys, dtype=torch.float64))
+
+    typed(kind, torch.bfloat16)
+    with torch.inference_mode(), rewrite_attention(kind.model, seen(name), before=hide_nothing, after=after):
+        assert kind().dtype == torch.bfloat16
+    typed(kind, torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        dtype = kind().dtype
+        with rewrite_attention(kind.model, seen(name), before=hide_nothing, after=after):
+            assert kind().dtype == dtype
+    assert set(types) <= {torch.bfloat16, torch.float32}
 
 
 @pytest.mark.parametrize("name", ["llama", "plain", "gemma2", "torch_with_weights"])

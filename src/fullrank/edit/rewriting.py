@@ -105,7 +105,7 @@ class Rewriting(TorchFunctionMode):
         if not isinstance(changed, Tensor) or changed.shape != output.shape:
             found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
             raise EditError(f"after returned {found} in {self.path}; it must return a tensor {tuple(output.shape)}.")
-        return changed
+        return changed.to(output.dtype)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
