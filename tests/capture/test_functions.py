@@ -390,3 +390,29 @@ def test_a_bias_that_does_not_write_itself_out_is_said():
     keep, recorder, _ = looked_at(lambda q, k, v: memory_efficient_attention(q, k, v, Silent()))
     assert not keep.calls
     assert any("its Silent cannot be written out as a tensor" in note for note in recorder.notes)
+
+
+# ---------------------------------------------------------------- custom operators
+
+
+@torch.library.custom_op("fullrank_functions::own", mutates_args=())
+def own_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """(sequences, tokens, heads, width)."""
+    return kernels.flash_attn_func(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [own_operator, torch.ops.fullrank_functions.own, torch.ops.fullrank_functions.own.default],
+    ids=["definition", "packet", "overload"],
+)
+@pytest.mark.parametrize("called", ["packet", "overload"])
+def test_a_custom_operator_is_found_by_any_of_its_names(named, called):
+    def reader(args, kwargs, output):
+        q, k, v = (x.transpose(1, 2) for x in args)
+        return KernelCall("own", v, output.dtype, query=q, key=k)
+
+    operator = torch.ops.fullrank_functions.own
+    with register_attention(named, reader):
+        keep, _, outputs = looked_at(operator if called == "packet" else operator.default)
+    assert_read(keep, outputs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from fullrank.capture.calls import KernelCall
 from fullrank.errors import CaptureError
 
@@ -58,6 +60,7 @@ def register_attention(function: Any, reader: Reader) -> Registration:
             raise CaptureError(
                 f"{name}={given!r} cannot be called; pass the kernel and a function that reads its calls."
             )
+    function = getattr(function, "_opoverload", function)  # what a decorator of torch.library leaves
     before = _READERS.get(function)
     _READERS[function] = reader
     return Registration(function, before)
@@ -73,6 +76,12 @@ def reader_of(function: Any) -> Reader | None:
     if not _READERS:
         return None
     try:
-        return _READERS.get(function)
+        found = _READERS.get(function)
     except TypeError:  # not every callable can be a key
         return None
+    if found is None and isinstance(function, torch._ops.OpOverload):
+        return _READERS.get(function.overloadpacket)
+    if found is None and isinstance(function, torch._ops.OpOverloadPacket):
+        overloads = (getattr(function, name) for name in function.overloads())
+        return next((_READERS[one] for one in overloads if one in _READERS), None)
+    return found

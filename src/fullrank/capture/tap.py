@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types as python_types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,8 @@ class Tap(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         for trace in self.traces:
             trace.overwrites(name, args)
-        output = func(*args, **kwargs)
+        with self.collecting() if reader_of(func) is not None else nullcontext():  # a kernel is one call
+            output = func(*args, **kwargs)
         self._see(func, name, args, kwargs, output)
         return output
 

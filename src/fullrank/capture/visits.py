@@ -221,8 +221,13 @@ class CallTree:
         visit.shapes = {place: item.shape for place, item in places if isinstance(item, Tensor)}
         handed = self._handed_on.get(group)
         at = None if handed is None or handed is stream else place_of(handed, args, kwargs)
-        if at is None or handed is None:
+        before = group.visits[-1] if group.visits else None
+        if at is None or handed is None or before is None:
             return stream
+        if before.at != at and (before.shape == before.returned or before.shapes.get(at) != before.returned):
+            return (
+                stream  # the one before did act on its first tensor: this one is given the stream pooled, or beside it
+            )
         for one in (*group.visits, visit):
             if one.at != at:  # of the first, another tensor was taken for its stream
                 one.at, one.shape, one.follows = at, one.shapes.get(at, one.shape), ()
