@@ -39,12 +39,15 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(16)
         self.register_buffer("calls", torch.zeros(1))
 
-    def forward(self, input_ids, attention_mask=None):
+    def forward(self, input_ids, attention_mask=None, labels=None):
         self.calls += 1  # a buffer that a wrapper would send from the first process to the others
         x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        x = self.norm(x)
+        if labels is None:
+            return x
+        return nn.functional.cross_entropy((x @ self.embed.weight.T).flatten(0, 1), labels.flatten()), x
 
 
 def decoder():
@@ -104,7 +107,7 @@ def changed(build, rank):
     ids = IDS[PARTS[rank]]
     model(ids).square().sum().backward()
     before = state(model)
-    fullrank.examine(model, ids, spectrum=False)
+    fullrank.examine(model, ids, spectrum=False, gradients=True)
     after = state(model)
     found = [what for what in before if not same(before[what], after[what])]
     again = build().train()
@@ -153,6 +156,10 @@ def scenarios(rank):
     yield "ddp padded", numbers(fullrank.examine(ddp(), padded, spectrum=False)), None
     report = fullrank.examine(fsdp(), part)
     yield "fsdp", numbers(report), report.about
+    for name, build in (("ddp", ddp), ("fsdp", fsdp)):
+        for what, batch in (("projections", part), ("loss", part | {"labels": part["input_ids"]})):
+            report = fullrank.examine(build(), batch, spectrum=False, gradients=True, weights=True)
+            yield f"{name} {what}", numbers(report), report.about
     # a row of its own for each sequence: two batches here, one there, is fine where weights are not spread
     uneven = [{"input_ids": IDS[:1]}, {"input_ids": IDS[1:3]}] if rank == 0 else {"input_ids": IDS[3:]}
     yield "ddp uneven", numbers(fullrank.examine(ddp(), uneven, spectrum=False)), None
@@ -238,6 +245,18 @@ def test_both_processes_report_what_one_reports_on_the_joined_batch(answers, nam
         assert about["parameters"] == whole.about["parameters"]
         assert about["stacks"] == whole.about["stacks"]
         assert about["nulls"] == whole.about["nulls"]
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("what", ["projections", "loss"])
+def test_gradients_and_weights_are_those_of_the_joined_batch(answers, name, what):
+    batch = {"input_ids": IDS} | ({"labels": IDS} if what == "loss" else {})
+    if what == "projections":  # of parameters: norms of independent projections are added up batch by batch
+        batch = [{"input_ids": IDS[part]} for part in PARTS]
+    whole = fullrank.examine(decoder(), batch, spectrum=False, gradients=True, weights=True)
+    assert {row.site for row in whole.rows} >= {"gradient", "weights"}
+    for rank in range(2):
+        assert not differences(answers[rank][f"{name} {what}"][0], whole, tolerance=1e-9)
 
 
 def test_padding_of_each_part_is_known(answers):

@@ -19,7 +19,7 @@ from fullrank.capture.padding import RealTokens
 from fullrank.capture.reading import MaskReader, Unreadable, read
 from fullrank.capture.residual import Followed, ResidualTrace
 from fullrank.capture.tap import Tap, heads_of
-from fullrank.capture.tensors import stream_input
+from fullrank.capture.tensors import is_handed_on, stream_input
 from fullrank.capture.tokens import over_tokens, tokens_and_batch
 
 __all__ = ["Scene"]
@@ -128,7 +128,7 @@ class Scene:
             self._handed_on[stack] = None
         self._layers[stack] += 1
         layer = self._layers[stack]
-        follows = layer == 1 or (stream is not None and self._handed_on[stack] is stream)
+        follows = layer == 1 or is_handed_on(self._handed_on[stack], stream)
         follow = stream is not None and self._needs & {"mid", "read"} and self._anatomy.stacks[stack].over == "tokens"
         trace = ResidualTrace(stream) if stream is not None and follow else None
         live = self.watch is not None and torch.is_grad_enabled()

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-__all__ = ["first_state", "place_of", "stream_input", "tensors_in"]
+__all__ = ["first_state", "is_handed_on", "place_of", "stream_input", "tensors_in"]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -20,6 +20,20 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def is_handed_on(returned: Tensor | None, given: Tensor | None) -> bool:
+    """Whether what a block is given is what was returned before: the same tensor, or, under sharding, a view of it all.
+
+    The one that was returned is still held, so that its memory is nobody else's.
+    """
+    if returned is None or given is None:
+        return False
+    if returned is given:
+        return True
+    layout = (returned.shape, returned.stride(), returned.dtype, returned.device)
+    same = layout == (given.shape, given.stride(), given.dtype, given.device)
+    return same and not given.is_meta and returned.data_ptr() == given.data_ptr()
 
 
 def place_of(tensor: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from fullrank.capture import Anatomy, Backward, ParameterGradient, Recorder
 from fullrank.capture.backward import awake, own_loss, parameter_gradients, projected_ends, projection
 from fullrank.capture.events import Observer
+from fullrank.capture.taking_part import taking_part
 from fullrank.measure import FreedMemory, GradientObserver, ParameterObserver
 from fullrank.verbs.batches import Call
 
 __all__ = ["Backwards", "Differentiated", "forward_and_back", "gradient_observers"]
 
 _NO_SOURCE = "there is neither a loss nor a last state that gradients could come from"
+_NO_PART = "it took no part in the forward of a sharded model, or was frozen when that was sharded"
 _NO_HISTORY = (
     "the model returned no loss, and no last state that could be read was computed with gradients (reentrant "
     "activation checkpointing and torch.no_grad inside of a model prevent that)"
@@ -77,8 +79,13 @@ def forward_and_back(
     Raises:
         RuntimeError: what an observer raised; a fault of the model's own backward becomes a sentence.
     """
-    with torch.enable_grad(), awake(model, frozen=frozen) as (parameters, asleep):
+    with (
+        torch.enable_grad(),
+        awake(model, frozen=frozen) as (named, asleep),
+        taking_part(model, named) as parameters,
+    ):
         output = call.run(model)
+        asleep |= dict.fromkeys(named.keys() - parameters.keys(), _NO_PART)
         watch, ends = recorder.watch, recorder.ends()
         loss = own_loss(output)
         del output
@@ -120,8 +127,10 @@ def forward_and_back(
                 watch.unreached = f"the model's backward failed: {said}"
                 return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}"]
             for name in unused:
-                why, weight = f"it does not enter {about}", parameters[name].detach()
-                zero = weight.new_zeros(()).expand(weight.shape) if loss is not None else None  # a loss is all there is
+                why, weight = f"it does not enter {about}", named[name].detach()
+                whole = not hasattr(weight, "device_mesh")
+                # a loss is all there is
+                zero = weight.new_zeros(()).expand(weight.shape) if loss is not None and whole else None
                 recorder.emit(ParameterGradient(name, weight, zero, sequences, probe, why))
         return about, notes
 
