@@ -6,14 +6,18 @@ each key-value head. A gradient with heads, tokens or sequences mixed up does no
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from families import FAMILIES, REFUSED, observed
+from seen import tensors
 from torch.testing import assert_close
 
 from fullrank.capture import AttentionCall, GradientState, Recorder
 
 UNSEEN = frozenset({"gemma3n", "reformer"})  # several streams side by side; a backward of its own without a graph
+BACKLESS = frozenset({"plain_in_place"})  # overwrites what its own backward needs: plain autograd refuses it too
 SHARED = frozenset({"prophetnet"})  # values of the main stream also serve the predicting one: ∂v has a second source
 
 
@@ -43,7 +47,7 @@ class Products:
         raise AssertionError("nothing is merged here")
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(REFUSED)))
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(REFUSED) - BACKLESS))
 def test_values_and_outputs_of_a_call_meet_the_same_gradient(family):
     seen = observed(family)
     model, keep = seen.case.model, Products()
@@ -68,3 +72,16 @@ def test_values_and_outputs_of_a_call_meet_the_same_gradient(family):
         output = output.unflatten(1, (values.shape[1], -1)).sum(-1)  # heads that share their values
         size = of_output.abs().sum((-2, -1)).amax().item()
         assert_close(values, output, rtol=1e-4, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("family", sorted(BACKLESS))
+def test_a_model_that_plain_autograd_refuses_is_refused_under_the_recorder_in_the_same_words(family):
+    seen, said = observed(family), []
+    for under in (contextlib.nullcontext(), Recorder(seen.case.model, [Products()], anatomy=seen.recorder.anatomy)):
+        with under, torch.enable_grad():
+            (output,) = tensors(seen.case.model(**seen.case.batch))
+            with pytest.raises(RuntimeError, match="modified by an inplace operation") as refusal:
+                output.sum().backward()
+            said.append(str(refusal.value))
+    assert said[0] == said[1]
+    seen.case.model.zero_grad(set_to_none=True)
