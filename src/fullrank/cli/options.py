@@ -9,7 +9,7 @@ from typing import Any
 
 from fullrank.errors import BatchError, ContextError, ShapeError
 from fullrank.spec import Inputs, Subject, inputs
-from fullrank.verbs.contexts import checked_contexts, longest_context
+from fullrank.verbs.asked import checked_contexts, longest_context
 
 __all__ = ["Feeding", "Loading", "Looking"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -13,39 +11,17 @@ from torch import Tensor, nn
 from fullrank.capture import Anatomy
 from fullrank.capture.anatomy import Stack
 from fullrank.capture.events import Event, Observer, Signal, StreamState
-from fullrank.errors import BatchError, ContextError
-from fullrank.measure.chosen import ChosenHeads
+from fullrank.errors import BatchError
 from fullrank.measure.contexts import ByPosition, Reading
 from fullrank.measure.slopes import slopes
-from fullrank.spec import Subject
 from fullrank.table import Row, Slope
 from fullrank.verbs.batches import Call
 from fullrank.verbs.cutting import Length, cut, length_of
 from fullrank.verbs.passes import Progress, record
-from fullrank.verbs.ranks import Ranks
 
-__all__ = ["ByContext", "ContextPlan", "checked_contexts", "chosen_heads", "longest_context"]
+__all__ = ["ByContext", "ContextPlan"]
 
-_FEWEST = 8
 _TOLERANCE = 1e-3  # relative: what another order of summation may change in float32 over a deep stack
-
-
-def longest_context(contexts: Sequence[int], subject: Subject) -> int | None:
-    """How many tokens the default inputs need to have.
-
-    Args:
-        contexts: from `checked_contexts`.
-        subject: what reads them.
-
-    Returns:
-        The longest; None without contexts.
-
-    Raises:
-        BatchError: where the subject is fed by default with something else than text.
-    """
-    if contexts and subject.batch is None and subject.modality not in ("text", "multimodal"):
-        raise BatchError(f"contexts= was given, but {subject.name} reads {subject.modality} input, not text.")
-    return max(contexts, default=None)
 
 
 class ByContext(NamedTuple):
@@ -54,54 +30,6 @@ class ByContext(NamedTuple):
     rows: list[Row]
     slopes: list[Slope]
     notes: list[str]
-
-
-def chosen_heads(heads: Sequence[str] | None, *, spectrum: bool) -> ChosenHeads | None:
-    """The heads whose spectra are taken.
-
-    Args:
-        heads: names, or None for all.
-        spectrum: whether spectra are taken at all.
-
-    Returns:
-        The choice; None for all.
-
-    Raises:
-        BatchError: where heads are chosen for spectra that are left out.
-    """
-    if heads is None:
-        return None
-    if not spectrum:
-        raise BatchError("heads= chooses heads for singular values, which spectrum=False (--no-spectrum) leaves out.")
-    return ChosenHeads.read(heads)
-
-
-def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks | None = None) -> tuple[int, ...]:
-    """The contexts, refused where they cannot be compared.
-
-    Args:
-        contexts: tokens, rising; None for none.
-        ranks: the processes; by default this one alone.
-
-    Returns:
-        The same as a tuple; an empty one for None.
-
-    Raises:
-        ContextError: unless they are two or more whole numbers from 8 on, each larger than the one before.
-        BatchError: where several processes share the batch.
-    """
-    if contexts is None:
-        return ()
-    if ranks is not None and ranks.several:
-        raise BatchError("contexts= goes with one process: this model is distributed.")
-    rule = "pass two or more whole numbers from 8 on, each larger than the one before, such as 256,1024,4096"
-    try:
-        found = tuple(map(operator.index, contexts))
-    except TypeError:  # no sequence, or not of whole numbers
-        raise ContextError(f"contexts={contexts!r} are no lengths; {rule}.") from None
-    if len(found) < 2 or found[0] < _FEWEST or any(a >= b for a, b in pairwise(found)):
-        raise ContextError(f"contexts={list(found)} cannot be compared; {rule}.")
-    return found
 
 
 class ContextPlan:
@@ -113,7 +41,7 @@ class ContextPlan:
     have no rows by context.
 
     Args:
-        contexts: from `checked_contexts`.
+        contexts: from `asked.checked_contexts`.
         calls: what the model is called with.
         anatomy: its stacks.
         make: makes the observers of one context.

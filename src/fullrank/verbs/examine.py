@@ -24,9 +24,10 @@ from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
+from fullrank.verbs.asked import checked_contexts, chosen_heads, longest_context
 from fullrank.verbs.backwards_within import backwards_within
 from fullrank.verbs.batches import Call, as_calls
-from fullrank.verbs.contexts import ContextPlan, checked_contexts, chosen_heads, longest_context
+from fullrank.verbs.contexts import ContextPlan
 from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of

@@ -1,0 +1,82 @@
+"""Which contexts and which heads were asked for, refused in one sentence where they cannot be had."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import pairwise
+
+from fullrank.errors import BatchError, ContextError
+from fullrank.measure.chosen import ChosenHeads
+from fullrank.spec import Subject
+from fullrank.verbs.ranks import Ranks
+
+__all__ = ["checked_contexts", "chosen_heads", "longest_context"]
+
+_FEWEST = 8
+
+
+def longest_context(contexts: Sequence[int], subject: Subject) -> int | None:
+    """How many tokens the default inputs need to have.
+
+    Args:
+        contexts: from `checked_contexts`.
+        subject: what reads them.
+
+    Returns:
+        The longest; None without contexts.
+
+    Raises:
+        BatchError: where the subject is fed by default with something else than text.
+    """
+    if contexts and subject.batch is None and subject.modality not in ("text", "multimodal"):
+        raise BatchError(f"contexts= was given, but {subject.name} reads {subject.modality} input, not text.")
+    return max(contexts, default=None)
+
+
+def chosen_heads(heads: Sequence[str] | None, *, spectrum: bool) -> ChosenHeads | None:
+    """The heads whose spectra are taken.
+
+    Args:
+        heads: names, or None for all.
+        spectrum: whether spectra are taken at all.
+
+    Returns:
+        The choice; None for all.
+
+    Raises:
+        BatchError: where heads are chosen for spectra that are left out.
+    """
+    if heads is None:
+        return None
+    if not spectrum:
+        raise BatchError("heads= chooses heads for singular values, which spectrum=False (--no-spectrum) leaves out.")
+    return ChosenHeads.read(heads)
+
+
+def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks | None = None) -> tuple[int, ...]:
+    """The contexts, refused where they cannot be compared.
+
+    Args:
+        contexts: tokens, rising; None for none.
+        ranks: the processes; by default this one alone.
+
+    Returns:
+        The same as a tuple; an empty one for None.
+
+    Raises:
+        ContextError: unless they are two or more whole numbers from 8 on, each larger than the one before.
+        BatchError: where several processes share the batch.
+    """
+    if contexts is None:
+        return ()
+    if ranks is not None and ranks.several:
+        raise BatchError("contexts= goes with one process: this model is distributed.")
+    rule = "pass two or more whole numbers from 8 on, each larger than the one before, such as 256,1024,4096"
+    try:
+        found = tuple(map(operator.index, contexts))
+    except TypeError:  # no sequence, or not of whole numbers
+        raise ContextError(f"contexts={contexts!r} are no lengths; {rule}.") from None
+    if len(found) < 2 or found[0] < _FEWEST or any(a >= b for a, b in pairwise(found)):
+        raise ContextError(f"contexts={list(found)} cannot be compared; {rule}.")
+    return found
