@@ -212,7 +212,7 @@ def test_a_sequence_that_is_running_is_left_after_the_block_at_hand_and_thrown_a
     def slower(self, event):
         if (event.stack, event.site, event.part) == ("decoder", "stream", "out"):
             seen.append(event.layer)
-            if len(seen) > (1 + 1) + 2 * (LAYERS + 1) + 2:  # the trial, two sequences, and into the third chunk
+            if len(seen) > 2 * (1 + 1) + 2 * (LAYERS + 1) + 2:  # two trials, two sequences, and into the third chunk
                 clock.now += 1e4
         see(self, event)
 

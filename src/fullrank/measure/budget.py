@@ -154,13 +154,14 @@ class Timed:
         clock: tells the time.
 
     Attributes:
-        seconds: so far.
+        seconds: of what every block has.
+        once: of the state before the first block.
     """
 
     def __init__(self, observer: Observer, clock: Clock) -> None:
         self.observer, self.clock = observer, clock
         self.needs: frozenset[Signal] = observer.needs
-        self.seconds = 0.0
+        self.seconds = self.once = 0.0
 
     def see(self, event: Event) -> None:
         """Take the time of one event."""
@@ -168,7 +169,11 @@ class Timed:
         began = self.clock()
         self.observer.see(event)
         _finish(event)
-        self.seconds += self.clock() - began
+        spent = self.clock() - began
+        if isinstance(event, StreamState) and event.site == "stream" and event.layer == 0:
+            self.once += spent
+        else:
+            self.seconds += spent
 
     def rows(self) -> Sequence[Row]:
         """The observer's."""
@@ -178,6 +183,7 @@ class Timed:
         """Merge the observers and add up the time."""
         self.observer.merge(other.observer)
         self.seconds += other.seconds
+        self.once += other.once
 
 
 def _finish(event: Event) -> None:
