@@ -90,6 +90,24 @@ def test_an_offloaded_model_has_the_rows_of_the_plain_one_and_stays_offloaded(wa
     assert not any(note.startswith("offloaded:") for note in whole.about["notes"])
 
 
+def test_weights_are_fetched_and_gradients_of_them_are_not_available(tmp_path):
+    model = on_disk(gpt2(), tmp_path)
+    before = state(model)
+    options = {"spectrum": False, "weights": True, "gradients": True}
+    report, whole = fullrank.examine(model, IDS, **options), fullrank.examine(gpt2(), IDS, **options)
+    after = state(model)
+    for what in before:
+        assert same(before[what], after[what]), what
+    rows, expected = ({row.key: row for row in one.rows if row.site != "gradient"} for one in (report, whole))
+    assert any(row.site == "weights" and row.value is not None for row in expected.values())
+    assert rows == expected
+    norms = report.rows.where(metric="gradient_norm").rows
+    assert norms
+    for row in norms:
+        assert row.value is None
+        assert "offloaded" in row.note
+
+
 def test_an_interrupted_forward_leaves_the_weights_away(tmp_path, monkeypatch):
     model = on_disk(gpt2(), tmp_path)
     before = state(model)

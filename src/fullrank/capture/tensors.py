@@ -25,7 +25,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def is_handed_on(returned: Tensor | None, given: Tensor | None) -> bool:
     """Whether what a block is given is what was returned before: the same tensor, or, under sharding, a view of it all.
 
-    The one that was returned is still held, so that its memory is nobody else's.
+    Args:
+        returned: still held, so that its memory is nobody else's.
+        given: to the next block.
+
+    Returns:
+        Whether both are the same numbers.
     """
     if returned is None or given is None:
         return False
