@@ -158,6 +158,25 @@ def test_rows_are_those_of_the_merged_model_and_nothing_was_merged(name):
     assert differences(report, fullrank.examine(build().double(), batch), tolerance=1e-6)  # of the base alone
 
 
+def test_gradients_reach_the_frozen_base_and_leave_it_frozen():
+    build, config, batch = WEIGHTS["lora llama"]
+    batch = batch | {"labels": IDS}
+    model = adapted(build, config).double()
+    before = state(model)
+    assert not model.get_base_model().model.layers[0].mlp.up_proj.weight.requires_grad
+    report = fullrank.examine(model, batch, spectrum=False, gradients=True, weights=True)
+    assert same(state(model), before)
+    merged = fullrank.examine(model.merge_and_unload(), batch, spectrum=False, gradients=True)
+    mine, theirs = (
+        {row.key: row.value for row in one.rows.where(metric="gradient_rms").rows} for one in (report, merged)
+    )
+    assert mine.keys() == theirs.keys()
+    assert all(value == pytest.approx(theirs[key], rel=1e-6) for key, value in mine.items())
+    (up,) = report.rows.where(metric="elasticity", layer=1, part="up").rows  # a frozen weight
+    (same_up,) = merged.rows.where(metric="elasticity", layer=1, part="up").rows
+    assert up.value == pytest.approx(same_up.value, rel=1e-6)
+
+
 def test_a_switched_off_adapter_stays_off():
     model = adapted(llama, WEIGHTS["lora llama"][1])
     with model.disable_adapter():
