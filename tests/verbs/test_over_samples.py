@@ -271,3 +271,15 @@ def test_a_network_with_branches_is_answered_with_the_way_out():
 def test_contexts_asked_of_a_network_without_tokens_are_answered():
     with pytest.raises(fullrank.FullrankError, match=r"contexts= was given, but .* has no tokens"):
         fullrank.examine(sequential(2, norm=False), draw(8, 784), contexts=[8, 16])
+
+
+def test_gradients_of_every_layer_and_weight_with_the_statistics_of_the_batch():
+    model = sequential(3, norm=True)
+    before = copy.deepcopy(model.state_dict())
+    report = fullrank.examine(model, draw(16, 784), gradients=True, batch_statistics=True)
+    gains = {row.layer: row.value for row in report.rows if row.metric == "gradient_gain"}
+    assert sorted(gains) == [0, 1, 2, 3, 4]
+    assert gains[4] == 1
+    assert all(value > 0 for value in gains.values())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -45,6 +45,8 @@ def watching(model: nn.Module, tap: Tap) -> Iterator[None]:
     held: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for names in _namespaces(model):
+            if watched.keys().isdisjoint(map(id, list(names.values()))):
+                continue
             for name, value in list(names.items()):
                 if id(value) in watched:
                     held.append((names, name, value))
