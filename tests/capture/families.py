@@ -15,6 +15,7 @@ import families_multimodal
 import families_other
 import families_pairs
 import families_text
+import families_torch
 import families_vision
 import torch
 from family import ENDS, FAMILIES, IMAGE, REFUSED, TEXT, floats, ids
@@ -24,7 +25,14 @@ from fullrank.capture import Recorder
 
 __all__ = ["ENDS", "FAMILIES", "IMAGE", "REFUSED", "TEXT", "Observed", "build", "floats", "ids", "observed"]
 __all__ += ["families_audio", "families_hybrids", "families_multimodal", "families_pairs", "families_vision"]
-__all__ += ["families_decoders", "families_encoders", "families_experts", "families_other", "families_text"]
+__all__ += [
+    "families_decoders",
+    "families_encoders",
+    "families_experts",
+    "families_other",
+    "families_text",
+    "families_torch",
+]
 
 
 def build(family: str) -> Case:
