@@ -66,7 +66,8 @@ def fresh_compiler():
 
 
 def in_one_graph(kind, backend: str = "aot_eager"):
-    compiled = torch.compile(kind.model, backend=backend, fullgraph=True)
+    # a function around it: of `nn.TransformerEncoder` called by nobody torch compiles nothing, edited or not
+    compiled = torch.compile(lambda *args, **more: kind.model(*args, **more), backend=backend, fullgraph=True)
 
     def run() -> torch.Tensor:
         output = compiled(*kind.called, **kind.batch)
@@ -90,6 +91,7 @@ def test_a_model_that_was_compiled_follows_its_edits_and_forgets_them():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the tracer's
 @pytest.mark.parametrize(("name", "what"), CASES)
 def test_a_compiled_model_follows_its_edits(name, what):
     kind, anatomy = build(name), seen(name)
