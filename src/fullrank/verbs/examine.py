@@ -14,7 +14,7 @@ from fullrank.capture import Anatomy, undisturbed
 from fullrank.capture.events import Observer
 from fullrank.capture.wrappers import bare
 from fullrank.errors import BatchError, SpecError
-from fullrank.measure import AttentionObserver, FreedMemory, SpectrumObserver, StreamObserver
+from fullrank.measure import AttentionObserver, FreedMemory, HeadObserver, SpectrumObserver, StreamObserver
 from fullrank.measure.budget import Budget
 from fullrank.measure.chosen import ChosenHeads, Heads
 from fullrank.measure.spectra import SEQUENCES
@@ -74,7 +74,7 @@ def examine(
         gradients: also go back through the model: through its own loss where the batch makes it return one (labels),
             else through random projections of its last states. Costs the memory of a backward pass.
         probes: number of random projections.
-        weights: also measure the weights themselves, by their role in the blocks.
+        weights: also measure the weights themselves, by their role in the blocks, and what heads write through W_O.
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
         batch_statistics: batch norms use the mean and variance of each batch, as in training, instead of their running
             ones; the running ones are left as they were.
@@ -109,13 +109,16 @@ def examine(
         if lengths and all(stack.over == "samples" for stack in anatomy.stacks):
             raise BatchError(f"contexts= was given, but {subject.name} has no tokens: its items are one vector each.")
         make = partial(_observers, anatomy, spectrum=spectrum, seed=seed, chosen=chosen)
+        by_length = partial(make, drawn=False)
+        if weights:
+            make = partial(make, model=network)
         observers, backwards, differentiated = make(), None, ""
         if gradients and budget is None:
             several = len(calls) > 1 or ranks.several
             observers += gradient_observers(network, anatomy, several=several)
             first = ranks.before(sum(call.sequences for call in calls))
             backwards = Backwards(network, probes=probes, seed=seed, first=first)
-        plan = ContextPlan(lengths, calls, anatomy, partial(make, drawn=False), closing=given.closing if given else 0)
+        plan = ContextPlan(lengths, calls, anatomy, by_length, closing=given.closing if given else 0)
         if budget is None:
             notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks, backwards)
         else:
@@ -195,6 +198,7 @@ def _observers(
     chosen: Heads | None = None,
     drawn: bool = True,
     sequences: int = SEQUENCES,
+    model: nn.Module | None = None,
 ) -> list[Observer]:
     if isinstance(chosen, ChosenHeads):
         chosen.require({stack.name: len(stack.paths) for stack in anatomy.stacks})
@@ -203,5 +207,7 @@ def _observers(
     observers: list[Observer] = [Finite(), StreamObserver(causal=causal), AttentionObserver(summaries)]
     if spectrum:
         observers.append(SpectrumObserver(summaries, seed=seed, heads=chosen, drawn=drawn, sequences=sequences))
+    if model is not None:  # what heads write through W_O
+        observers.append(HeadObserver(model, anatomy, summaries))
     # freed memory is given back after each observer, before the next one asks for blocks of other sizes
     return [one for observer in observers for one in (observer, FreedMemory())]
