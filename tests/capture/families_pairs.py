@@ -110,6 +110,17 @@ def prophetnet() -> Case:
 
 
 @family
+def led() -> Case:
+    """Banded attention in the encoder, which cannot be read; the decoder's is plain."""
+    sizes = PAIR | ENDS | {"max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 32}
+    told = ("a softmax in the blocks of encoder is not multiplied with values as a plain product",)
+    model = hf.LEDModel(hf.LEDConfig(**sizes, attention_window=[4, 4]))
+    case = pair(model, *LEARNED_PARTS, BOTH, kernel="softmax", with_read=False, says=told)
+    del case.projections["encoder", "self"], case.heads["encoder"]
+    return case
+
+
+@family
 def t5gemma() -> Case:
     """Grouped queries, soft-capped scores, sliding windows."""
     half = TEXT | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
