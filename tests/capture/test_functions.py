@@ -1,4 +1,4 @@
-"""Flash-attention and xformers, by stand-ins of the same signatures: seen where they are called, read as they are."""
+"""Flash-attention and other plain functions, by stand-ins of the same signatures: seen where they are called."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import kernels
 import pytest
 import torch
 import transformers as hf
+from calling import GROUPS, HEADS, LENGTHS, TOKENS, Calling, assert_read, looked_at
 from family import TEXT, ids
-from kernels import FLASH, XFORMERS, module_of
+from kernels import FLASH, module_of
 from plain import sharp, states
 from seen import Keep, assert_identical, record
 from torch import nn
@@ -19,67 +20,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import fullrank
 from fullrank.capture import KernelCall, Recorder, register_attention
 
-TOKENS, HEADS, GROUPS, WIDTH = 6, 4, 2, 8
-
 
 @pytest.fixture(autouse=True)
 def packages(monkeypatch):
-    """The packages are loaded, as they are in a program that uses them."""
+    """The package is loaded, as it is in a program that uses it."""
     monkeypatch.setitem(sys.modules, "flash_attn", module_of("flash_attn", *FLASH))
-    monkeypatch.setitem(sys.modules, "xformers", module_of("xformers"))
-    monkeypatch.setitem(sys.modules, "xformers.ops", module_of("xformers.ops", *XFORMERS))
     here = sys.modules[__name__]
-    for function in (*FLASH, kernels.memory_efficient_attention):  # as `from … import …` does
+    for function in FLASH:  # as `from … import …` does
         monkeypatch.setattr(here, function.__name__, function, raising=False)
-
-
-class Calling(nn.Module):
-    """A block around a function of (queries, keys, values), each (sequences, tokens, heads, width)."""
-
-    def __init__(self, attention, *, heads=HEADS, groups=HEADS) -> None:
-        super().__init__()
-        self.norm, self.attention = nn.LayerNorm(32), attention
-        self.q, self.kv = nn.Linear(32, heads * WIDTH), nn.Linear(32, 2 * groups * WIDTH)
-        self.o, self.mlp = nn.Linear(heads * WIDTH, 32), nn.Linear(32, 32)
-        self.heads, self.groups = heads, groups
-        self.outputs: list[torch.Tensor] = []
-
-    def forward(self, x):
-        y = self.norm(x)
-        q = self.q(y).view(*x.shape[:-1], self.heads, WIDTH)
-        k, v = self.kv(y).view(*x.shape[:-1], 2, self.groups, WIDTH).unbind(-3)
-        out = self.attention(q, k, v)
-        self.outputs.append(out.detach())
-        x = x + self.o(out.flatten(-2))
-        return x + self.mlp(x)
-
-
-def looked_at(attention, x=None, **options):
-    """One model of two such blocks: what was kept, and the kernel's outputs in the recorded forward."""
-    model = sharp(nn.Sequential(Calling(attention, **options), Calling(attention, **options)))
-    x = states(3, TOKENS) if x is None else x
-
-    def run():
-        for block in model:
-            block.outputs.clear()
-        with torch.no_grad():
-            return model(x)
-
-    before = run()
-    keep, recorder, during = record(model, run)
-    assert_identical(before, during)
-    return keep, recorder, [output for block in model for output in block.outputs]
-
-
-def assert_read(keep, outputs):
-    assert [(call.layer, call.part) for call in keep.calls] == [(1, "self"), (2, "self")]
-    for call, output in zip(keep.calls, outputs, strict=True):
-        assert_close(call.attention.matmat(call.value).transpose(1, 2), output, atol=1e-5, rtol=1e-5)
-        assert_close(call.attention.matmat(call.value), call.attention.dense() @ _per_head(call), atol=1e-5, rtol=1e-5)
-
-
-def _per_head(call):
-    return call.value.repeat_interleave(call.attention.shape[1] // call.value.shape[1], 1)
 
 
 OPTIONS = {
@@ -143,7 +91,6 @@ def test_packed_queries_keys_and_values(name):
 
 
 ENDS = torch.tensor([0, 4, 5, 11], dtype=torch.int32)
-LENGTHS = [4, 1, 6]
 
 
 def _apart(x):
@@ -316,80 +263,6 @@ def test_the_flash_keys_of_hugging_face(key, batch, monkeypatch):
             assert torch.equal(real, PADDED["attention_mask"].bool())
         if batch == "packed":
             assert call.attention.visible_count()[0, 0].tolist() == [1, 2, 3, 4, 1, 2, 3, 4, 4]
-
-
-# ---------------------------------------------------------------- xformers
-
-
-def _bias(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
-
-
-BIASES = {
-    "none": None,
-    "lower triangular": kernels.LowerTriangularMask(),
-    "lower triangular with a bias": kernels.LowerTriangularMaskWithTensorBias(_bias(3, HEADS, TOKENS, TOKENS)),
-    "a bias": _bias(3, HEADS, TOKENS, TOKENS),
-    "a bias for all": _bias(1, 1, TOKENS, TOKENS).expand(3, HEADS, -1, -1),
-}
-
-
-@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES.keys())
-@pytest.mark.parametrize("scale", [None, 0.6])
-def test_memory_efficient_attention_is_read_as_it_computes(bias, scale):
-    keep, _, outputs = looked_at(lambda q, k, v: memory_efficient_attention(q, k, v, bias, 0.0, scale))
-    assert_read(keep, outputs)
-    causal = isinstance(bias, kernels.LowerTriangularMask)
-    assert all(call.causal == causal for call in keep.calls)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_blocks_on_the_diagonal_keep_sequences_apart(causal):
-    bias = kernels.BlockDiagonalMask(LENGTHS, LENGTHS, causal)
-    keep, _, outputs = looked_at(
-        lambda q, k, v: memory_efficient_attention(q, k, v, attn_bias=bias),
-        states(1, sum(LENGTHS)),
-    )
-    assert_read(keep, outputs)
-    seen = [n if not causal else i + 1 for n in LENGTHS for i in range(n)]
-    assert keep.calls[0].attention.visible_count().squeeze().tolist() == seen
-
-
-def test_one_head_without_an_axis_of_its_own():
-    def attention(q, k, v):
-        return memory_efficient_attention(*(x.squeeze(2) for x in (q, k, v)), _bias(3, TOKENS, TOKENS)).unsqueeze(2)
-
-    keep, _, outputs = looked_at(attention, heads=1, groups=1)
-    assert_read(keep, outputs)
-
-
-def test_groups_of_query_heads_in_five_dimensions():
-    def attention(q, k, v):
-        q = q.view(3, TOKENS, GROUPS, HEADS // GROUPS, WIDTH)
-        k, v = (x[:, :, :, None].expand(-1, -1, -1, HEADS // GROUPS, -1) for x in (k, v))
-        return memory_efficient_attention(q, k, v, attn_bias=kernels.LowerTriangularMask()).flatten(2, 3)
-
-    keep, _, outputs = looked_at(attention, groups=GROUPS)
-    assert_read(keep, outputs)
-    assert keep.calls[0].value.shape[1] == GROUPS
-
-
-def test_a_bias_that_does_not_write_itself_out_is_said():
-    class Silent(kernels.AttentionBias):
-        """Answers the kernel and nobody else."""
-
-        def __init__(self):
-            self.asked = 0
-
-        def materialize(self, shape, dtype=torch.float32, device="cpu"):
-            self.asked += 1
-            if self.asked > 1:
-                raise NotImplementedError
-            return torch.zeros(shape)
-
-    keep, recorder, _ = looked_at(lambda q, k, v: memory_efficient_attention(q, k, v, Silent()))
-    assert not keep.calls
-    assert any("its Silent cannot be written out as a tensor" in note for note in recorder.notes)
 
 
 # ---------------------------------------------------------------- custom operators
