@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,13 +116,16 @@ def block_roles(
     return found
 
 
-def model_roles(first: Span | None, last: Span | None, nodes: list[Node]) -> list[Weight]:
+def model_roles(
+    first: Span | None, last: Span | None, nodes: list[Node], others: Sequence[Span | None] = ()
+) -> list[Weight]:
     """The embedding before the first block and the unembedding after the last.
 
     Args:
         first: where the first block's call lies.
         last: where the last one's lies.
         nodes: the lineage.
+        others: where the last blocks of other stacks lie: what comes after one of them is that stack's.
 
     Returns:
         `embed`, the largest table that is looked up (for images, the largest product) on the way to the first block;
@@ -142,7 +145,8 @@ def model_roles(first: Span | None, last: Span | None, nodes: list[Node]) -> lis
             found.append(weight_of("embed", "", largest, [], None, []))
     if last is None or last.output is None or table is None:
         return found
-    after = _after(last.output, nodes, table.shape[0])
+    closed = {other.output.node.order for other in others if other is not None and other.output is not None}
+    after = _after(last.output, nodes, table.shape[0], closed)
     if after is not None:
         found.append(weight_of("unembed", "", after, [], None, []))
     return found
@@ -177,9 +181,11 @@ def _as_given(ref: Ref) -> bool:
     return ref.node.name == "given"
 
 
-def _after(output: Ref, nodes: list[Node], entries: int) -> Product | None:
+def _after(output: Ref, nodes: list[Node], entries: int, closed: Set[int]) -> Product | None:
     reached = {output.node.order}
     for node in nodes[output.node.order + 1 :]:
+        if node.order in closed:
+            continue
         if not any(parent.node.order in reached and parent.node.floating for parent in node.parents):
             continue
         reached.add(node.order)

@@ -189,14 +189,21 @@ def _describe(
                 at=next((visit.at for visit in visits if visit.at is not None), None),
                 over="samples" if axes == "samples" else "tokens",
                 callers=tuple(tuple(attended.path for _, attended in block) for block in parts),
-                **_weights(visits, parts, tokens_first, model, spans),
+                **_weights(
+                    visits, parts, tokens_first, model, spans, [other[-1] for other in stacks if other is not visits]
+                ),
             )
         )
     return Anatomy(tuple(described), tuple(dict.fromkeys(notes)))
 
 
 def _weights(
-    visits: list[Visit], parts: list[list[tuple[str, Attended]]], tokens_first: bool, model: nn.Module, spans: Spans
+    visits: list[Visit],
+    parts: list[list[tuple[str, Attended]]],
+    tokens_first: bool,
+    model: nn.Module,
+    spans: Spans,
+    others: list[Visit],
 ) -> dict[str, Any]:
     nodes = spans.lineage.nodes
     weights = tuple(
@@ -211,7 +218,7 @@ def _weights(
         )
         for visit, block in zip(visits, parts, strict=True)
     )
-    ends = model_roles(spans.of(visits[0]), spans.of(visits[-1]), nodes)
+    ends = model_roles(spans.of(visits[0]), spans.of(visits[-1]), nodes, [spans.of(other) for other in others])
     return {"weights": weights} | {weight.role: weight for weight in ends}
 
 

@@ -36,7 +36,8 @@ class _Tensor:
     sizes: list[int] = field(default_factory=list)  # entries of each role
     squares: list[list[Tensor]] = field(default_factory=list)  # of each backward: ‖g‖², then that of each role
     total: Tensor | None = None  # of several batches' gradients, where these are kept
-    reason: str = ""
+    reached: bool = False  # in any batch
+    reason: str = ""  # why not, where none reached it
 
 
 class ParameterObserver:
@@ -70,7 +71,8 @@ class ParameterObserver:
             self._batches += 1
         elif isinstance(event, ParameterGradient) and event.name in self._tensors:
             held = self._tensors[event.name]
-            held.reason = event.reason
+            held.reached |= event.value is not None and not event.reason
+            held.reason = "" if held.reached else event.reason
             if event.value is None:
                 return
             if not held.entries:
@@ -101,7 +103,7 @@ class ParameterObserver:
             if found is None:
                 rows.append(self._row(held.place, "gradient_norm", None, reason=held.reason))
                 continue
-            rows.append(self._row(held.place, "gradient_norm", _root, self._mean(found[:, 0]), reason=held.reason))
+            rows.append(self._row(held.place, "gradient_norm", torch.sqrt, self._mean(found[:, 0]), reason=held.reason))
             for index, (place, _) in enumerate(held.weights):
                 part = _Part(held, held.of_weights[index], held.sizes[index], found[:, index + 1])
                 by_role.setdefault(place, []).append(part)
@@ -122,7 +124,8 @@ class ParameterObserver:
         self._batches += other._batches
         for name, theirs in other._tensors.items():
             mine = self._tensors[name]
-            mine.reason = mine.reason or theirs.reason
+            mine.reached |= theirs.reached
+            mine.reason = "" if mine.reached else mine.reason or theirs.reason
             if not mine.entries:
                 mine.entries, mine.of_weights, mine.sizes = theirs.entries, theirs.of_weights, theirs.sizes
             if theirs.total is not None:
@@ -150,10 +153,12 @@ class ParameterObserver:
             of_gradient = self._mean(torch.stack([part.squares for part in parts]).sum(0))
             elasticities[place] = of_weight * of_gradient
             sizes[place] = of_gradient, sum(part.entries for part in parts)
-            note = next((part.held.reason for part in parts if part.held.reason), "")
+            away = [part.held.reason for part in parts if part.held.reason]
+            part_of_it = f"{len(away)} of its {len(parts)} tensors: " if len(away) < len(parts) else ""
+            note = f"{part_of_it}{away[0]}" if away else ""
             if any(len({p.layer for p, _ in part.held.weights}) > 1 for part in parts):
                 note = note or "the parameter serves several layers: its gradient is their sum"
-            rows.append(self._row(place, "elasticity", _root, elasticities[place], reason=note))
+            rows.append(self._row(place, "elasticity", torch.sqrt, elasticities[place], reason=note))
         for place in [place for place in by_role if place.part.rsplit(".", 1)[-1] == "q"]:
             call = place.part.rpartition(".")[0]
             four = [place._replace(part=f"{call}.{role}" if call else role) for role in _ROLES]
@@ -221,10 +226,6 @@ class _Part(NamedTuple):
     of_weight: Tensor
     entries: int
     squares: Tensor  # of each backward
-
-
-def _root(S: Tensor) -> Tensor:
-    return S.sqrt()
 
 
 def _ratio(q: Tensor, k: Tensor, v: Tensor, o: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fullrank.measure.chosen import ChosenHeads
 from fullrank.spec import Subject
 from fullrank.verbs.ranks import Ranks
 
-__all__ = ["checked_contexts", "chosen_heads", "longest_context"]
+__all__ = ["checked_contexts", "checked_probes", "chosen_heads", "longest_context"]
 
 _FEWEST = 8
 
@@ -52,6 +52,23 @@ def chosen_heads(heads: Sequence[str] | None, *, spectrum: bool) -> ChosenHeads 
     if not spectrum:
         raise BatchError("heads= chooses heads for singular values, which spectrum=False (--no-spectrum) leaves out.")
     return ChosenHeads.read(heads)
+
+
+def checked_probes(probes: int) -> int:
+    """The number of random projections, refused below one.
+
+    Args:
+        probes: how many were asked for.
+
+    Returns:
+        The same.
+
+    Raises:
+        BatchError: for none.
+    """
+    if probes < 1:
+        raise BatchError(f"probes={probes}; at least one random projection is needed.")
+    return probes
 
 
 def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks | None = None) -> tuple[int, ...]:

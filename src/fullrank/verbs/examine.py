@@ -24,7 +24,7 @@ from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
-from fullrank.verbs.asked import checked_contexts, chosen_heads, longest_context
+from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, longest_context
 from fullrank.verbs.backwards_within import backwards_within
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan
@@ -99,6 +99,7 @@ def examine(
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
     lengths, chosen = checked_contexts(contexts, ranks), chosen_heads(heads, spectrum=spectrum)
+    probes = checked_probes(probes)
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, contexts=lengths))
     tell = progress or (lambda what, share: None)
     budget = _budget(seconds, lengths, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from fullrank.capture import Anatomy, Backward, ParameterGradient, Recorder
 from fullrank.capture.backward import awake, own_loss, parameter_gradients, projected_ends, projection
 from fullrank.capture.events import Observer
 from fullrank.capture.taking_part import taking_part
+from fullrank.errors import BatchError
 from fullrank.measure import FreedMemory, GradientObserver, ParameterObserver
 from fullrank.verbs.batches import Call
 
@@ -23,6 +25,8 @@ _NO_HISTORY = (
     "the model returned no loss, and no last state that could be read was computed with gradients (reentrant "
     "activation checkpointing and torch.no_grad inside of a model prevent that)"
 )
+
+_INFERENCE = "torch.inference_mode is on around this call"
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,11 @@ def forward_and_back(
         del output
         chosen, notes = projected_ends(ends) if loss is None else ([], [])
         if loss is None and not chosen:
-            watch.unreached = _NO_SOURCE if ends else _NO_HISTORY
+            watch.unreached = _NO_SOURCE if ends else _INFERENCE if torch.is_inference_mode_enabled() else _NO_HISTORY
             return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}."]
+        if loss is not None and not _sharded(parameters) and not bool(loss.detach().isfinite()):
+            watch.unreached = f"the model's own loss is {float(loss.detach()):g}, as where no label counts"
+            return Differentiated("nothing", 0), [f"no gradients: {watch.unreached}."]
         sequences = call.sequences
         names = tuple(end.stack.name for end in chosen)
         about = Differentiated("loss") if loss is not None else Differentiated("projection", probes, names)
@@ -101,10 +108,12 @@ def forward_and_back(
             parameter = model.get_parameter(name)
             recorder.emit(ParameterGradient(name, parameter.detach(), None, sequences, reason=reason))
         outputs = [loss] if loss is not None else [end.value for end in chosen]
+        came: set[str] = set()
         for probe in range(about.probes):
 
             def take(name: str, gradient: Tensor, probe: int = probe) -> None:
                 event = ParameterGradient(name, parameters[name].detach(), gradient, sequences, probe)
+                came.add(name)
                 try:
                     recorder.emit(event)
                 except Exception as fault:
@@ -125,7 +134,11 @@ def forward_and_back(
                     raise
                 said = (str(fault).strip() or type(fault).__name__).splitlines()[0]
                 watch.unreached = f"the model's backward failed: {said}"
-                return Differentiated("nothing", 0), [*notes, f"no gradients: {watch.unreached}"]
+                for name in parameters.keys() - came:
+                    weight = parameters[name].detach()
+                    recorder.emit(ParameterGradient(name, weight, None, sequences, probe, watch.unreached))
+                left = "no gradients but those that had come by then" if came else "no gradients"
+                return Differentiated("nothing", 0), [*notes, f"{left}: {watch.unreached}"]
             for name in unused:
                 why, weight = f"it does not enter {about}", named[name].detach()
                 whole = not hasattr(weight, "device_mesh")
@@ -157,8 +170,19 @@ class Backwards:
         self._frozen = frozen
 
     def __call__(self, call: Call, recorder: Recorder) -> list[str]:
-        """Run one call under a recorder; gives sentences about what could not be differentiated."""
-        self.about, notes = forward_and_back(
+        """Run one call under a recorder.
+
+        Args:
+            call: the next one.
+            recorder: entered for it.
+
+        Returns:
+            Sentences about what could not be differentiated.
+
+        Raises:
+            BatchError: where an earlier call gave a loss and this one none, or the other way round.
+        """
+        about, notes = forward_and_back(
             self._model,
             call,
             recorder,
@@ -168,7 +192,16 @@ class Backwards:
             frozen=self._frozen,
         )
         self._first += call.sequences
+        if "nothing" not in (about.of, self.about.of) and about.of != self.about.of:
+            raise BatchError("batch: only some of its batches gave a loss; put labels into all of them or into none.")
+        if about.of != "nothing":
+            self.about = about
         return notes
+
+
+def _sharded(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether a process that goes not back keeps others waiting."""
+    return any(hasattr(parameter, "device_mesh") for parameter in parameters.values())
 
 
 def gradient_observers(model: nn.Module, anatomy: Anatomy, *, several: bool) -> list[Observer]:
