@@ -319,3 +319,12 @@ def test_heads_that_are_not_there_are_one_sentence(heads, said):
 def test_heads_are_chosen_for_spectra_or_not_at_all():
     with pytest.raises(BatchError, match="spectrum=False"):
         fullrank.examine(decoder(), {"input_ids": tokens(2, 24)}, heads=["1.0"], spectrum=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_as_many_sequences_as_tokens_are_cut_along_tokens(dtype):
+    model, x = encoder(), tokens(24, 24)
+    real = torch.ones(24, 24).to(dtype)
+    report = fullrank.examine(model, {"input_ids": x, "attention_mask": real}, contexts=(12, 24), spectrum=False)
+    short = {"input_ids": x[:, :12].contiguous(), "attention_mask": real[:, :12]}
+    same(at(report, 12), headlines(fullrank.examine(model, short, spectrum=False)))

@@ -141,7 +141,7 @@ def _shorter(value: Tensor, length: Length, kept: Tensor, places: Tensor) -> Ten
     shape = tuple(value.shape)
     if length.tokens_first and value.is_floating_point() and value.ndim == 3 and shape[:2] == (T, B):
         return _along(value.transpose(0, 1), kept, places).transpose(0, 1)
-    if shape[:2] == (B, T) and shape != (T, T):
+    if shape[:2] == (B, T) and (shape != (T, T) or _by_token(value, length)):
         return _along(value, kept, places)
     if value.ndim >= 2 and shape[-2:] == (T, T):
         whole = value[kept.to(value.device)] if value.ndim > 2 and shape[0] == B else value
@@ -151,3 +151,13 @@ def _shorter(value: Tensor, length: Length, kept: Tensor, places: Tensor) -> Ten
     if shape in ((T,), (1, T)):
         return value[..., :c]
     return value[kept.to(value.device)] if shape[0] == B else value
+
+
+def _by_token(value: Tensor, length: Length) -> bool:
+    """Of a square tensor of as many sequences as tokens: whether it goes by token (ids, padding), or by two tokens."""
+    if value.is_floating_point():
+        return False
+    if value.dtype != torch.bool:
+        return True
+    given = value.cpu()
+    return torch.equal(given, length.real) or torch.equal(~given, length.real)
