@@ -225,7 +225,7 @@ def nomic_bert() -> Case:
     return text(model, "layers", "self_attn.o_proj", name="encoder", cache=False, with_read=False)
 
 
-@refused("encoder.layers are run by their `forward` method and never called")
+@refused("encoder.layers are run by their forward method and never called")
 def squeezebert() -> Case:
     """Convolutions in place of projections, channels before tokens in the stream."""
     groups = {f"{name}_groups": 1 for name in ("q", "k", "v", "post_attention", "intermediate", "output")}

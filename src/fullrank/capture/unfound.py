@@ -13,7 +13,7 @@ from fullrank.capture.visits import Group, Visit
 __all__ = ["why_no_blocks"]
 
 _NOT_CALLED = (
-    "no repeated blocks were found in this {model}: the modules of {path} are run by their `forward` method and never "
+    "no repeated blocks were found in this {model}: the modules of {path} are run by their forward method and never "
     "called themselves, so that hooks do not see them."
 )
 _SIDE_BY_SIDE = (

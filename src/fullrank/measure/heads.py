@@ -50,6 +50,9 @@ class HeadObserver:
         }
         self._lost: dict[Place, tuple[int, float]] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_model": None}  # numbers travel between processes, the model stays
+
     def see(self, event: Event) -> None:
         """Reduce one attention call to two numbers a sequence."""
         if not isinstance(event, AttentionCall):
