@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import kernels
 import pytest
@@ -18,7 +19,8 @@ from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import fullrank
-from fullrank.capture import KernelCall, Recorder, register_attention
+from fullrank.capture import KernelCall, Recorder, register_attention, survey
+from fullrank.edit import rewrite_attention
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +174,108 @@ def test_functions_are_put_back_after_an_exception():
         record(model, lambda: model(states(2, TOKENS)))
     assert sys.modules["flash_attn"].flash_attn_func is kernels.flash_attn_func
     assert vars(sys.modules[__name__])["flash_attn_func"] is kernels.flash_attn_func
+
+
+def importing_late(q, k, v):
+    """Keeps the kernel where it finds it, as code does that loads its packages late."""
+    here = sys.modules[__name__]
+    here.found_late = sys.modules["flash_attn"].flash_attn_func
+    return here.found_late(q, k, v)
+
+
+def test_a_function_that_was_taken_over_while_a_model_was_looked_at_is_put_back_too(monkeypatch):
+    here = sys.modules[__name__]
+    monkeypatch.setattr(here, "found_late", None, raising=False)
+    model, keep = sharp(nn.Sequential(Calling(importing_late), Calling(importing_late))), Keep()
+    with Recorder(model, [keep]), torch.no_grad():
+        model(states(2, TOKENS))
+    assert len(keep.calls) == 2
+    assert here.found_late is kernels.flash_attn_func
+
+
+def test_two_threads_that_look_at_two_models_leave_all_functions_as_they_were():
+    kernel = kernels.flash_attn_func
+    one, other = (sharp(nn.Sequential(Calling(kernel), Calling(kernel))) for _ in range(2))
+    entered, left = threading.Event(), threading.Event()
+    keeps = Keep(), Keep()
+
+    def beside():
+        with Recorder(other, [keeps[1]]), torch.no_grad():
+            other(states(2, TOKENS))
+            entered.set()
+            left.wait(30)
+            other(states(2, TOKENS))
+
+    thread = threading.Thread(target=beside)
+    with Recorder(one, [keeps[0]]), torch.no_grad():
+        one(states(2, TOKENS))
+        thread.start()
+        assert entered.wait(30)
+        one(states(2, TOKENS))
+    left.set()
+    thread.join()
+    assert [len(keep.calls) for keep in keeps] == [4, 4]
+    assert one[0].attention is other[0].attention is kernel
+    assert sys.modules["flash_attn"].flash_attn_func is kernels.flash_attn_func is kernel
+
+
+def test_two_threads_that_look_at_two_models_of_one_table_leave_it_as_it_was():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one, other = (sharp(hf.MistralModel(hf.MistralConfig(**TEXT, num_key_value_heads=2))) for _ in range(2))
+    before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    entered, left = threading.Event(), threading.Event()
+    keeps = Keep(), Keep()
+
+    def beside():
+        with Recorder(other, [keeps[1]]), torch.no_grad():
+            other(ids(2), use_cache=False)
+            entered.set()
+            left.wait(30)
+            other(ids(2), use_cache=False)
+
+    thread = threading.Thread(target=beside)
+    with Recorder(one, [keeps[0]]), torch.no_grad():
+        one(ids(2), use_cache=False)
+        thread.start()
+        assert entered.wait(30)
+        one(ids(2), use_cache=False)
+    left.set()
+    thread.join()
+    assert [len(keep.calls) for keep in keeps] == [4, 4]
+    assert ALL_ATTENTION_FUNCTIONS._local_mapping == before
+
+
+def test_an_edit_that_is_made_while_a_model_is_looked_at_outlives_the_look(monkeypatch):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash_attention_forward)
+    config = hf.MistralConfig(**TEXT, num_key_value_heads=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = sharp(hf.MistralModel(config)).eval()
+    config._attn_implementation = "flash_attention_2"
+
+    def forward():
+        with torch.no_grad():
+            return model(ids(2), use_cache=False).last_hidden_state
+
+    heads = []
+
+    def none(call, output):
+        heads.append(call.key.shape[1])
+        return 0 * output
+
+    before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    plain, anatomy = forward(), survey(model, forward)
+    with Recorder(model, [Keep()], anatomy=anatomy):
+        edit = rewrite_attention(model, anatomy, after=none, layer=1)
+        inside = forward()
+    outside = forward()
+    edit.undo()
+    assert torch.equal(inside, outside)
+    assert heads == [2, 2]  # the dispatched call, and not what happens inside of it
+    assert not torch.equal(plain, outside)
+    assert torch.equal(plain, forward())
+    assert ALL_ATTENTION_FUNCTIONS._local_mapping == before
 
 
 def test_a_plain_function_of_ones_own_can_be_named():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,28 +39,77 @@ def overriding(model: nn.Module, tap: Tap) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    mine = {id(module) for module in model.modules()}
+    watcher = _Watcher(tap, {id(module) for module in model.modules()})
     with ExitStack() as put_back:
         put_back.enter_context(watching(model, tap))
         for table in _tables(model):
             for key in _keys(model):
                 if key in table:
-                    local = table._local_mapping
-                    before = local.get(key)
-                    put_back.callback(_restore, local, key, before)
-                    entry = table[key]
-                    if hasattr(entry, "with_function"):  # an edit rewrites the call: it is seen as it is made
-                        local[key] = entry.with_function(_probe(entry.function, key, tap, mine))
-                    else:
-                        local[key] = _probe(entry, key, tap, mine)
+                    put_back.callback(_leave, table._local_mapping, key, _enter(table, key, watcher), watcher)
         yield
 
 
-def _restore(local: dict[str, Any], key: str, before: Any) -> None:
-    if before is None:
-        local.pop(key, None)
-    else:
-        local[key] = before
+@dataclass(eq=False)
+class _Watcher:
+    """Who wants to see the calls of a model's modules."""
+
+    tap: Tap
+    mine: set[int]
+
+
+@dataclass(eq=False)
+class _Probe:
+    """Stands in a table in place of a function, for all who watch."""
+
+    function: Callable[..., Any]
+    key: str
+    before: Any  # what the table held of its own under the key
+    watchers: list[_Watcher] = field(default_factory=list)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(("module", "query", "key", "value"), args, strict=False)) | kwargs
+        run = self.function
+        for watcher in self.watchers:
+            if id(given.get("module")) in watcher.mine:
+                run = functools.partial(_seen, self.function, self.key, watcher.tap, run)
+        return run(*args, **kwargs)
+
+
+_LOCK = threading.RLock()
+
+
+def _enter(table: Any, key: str, watcher: _Watcher) -> _Probe:
+    with _LOCK:
+        held: Any = None
+        found: Any = table[key]
+        while hasattr(found, "leases"):  # an edit rewrites the call: it is seen as it is made
+            held, found = found, found.function
+        probe = found if isinstance(found, _Probe) else _Probe(found, key, table._local_mapping.get(key))
+        probe.watchers.append(watcher)
+        if held is not None:
+            held.function = probe
+        else:
+            table._local_mapping[key] = probe
+        return probe
+
+
+def _leave(local: dict[str, Any], key: str, probe: _Probe, watcher: _Watcher) -> None:
+    with _LOCK:
+        probe.watchers.remove(watcher)
+        if probe.watchers:
+            return
+        found: Any = local.get(key)
+        if found is probe:
+            if probe.before is None:
+                del local[key]
+            else:
+                local[key] = probe.before
+        while hasattr(found, "leases"):  # edits from before, and those that were made meanwhile and stay
+            if found.function is probe:
+                found.function = probe.function
+            if found.before is probe:
+                found.before = probe.before
+            found = found.function
 
 
 def _tables(model: nn.Module) -> list[Any]:
@@ -80,41 +130,47 @@ def _keys(model: nn.Module) -> set[str]:
     return {key for key in found if isinstance(key, str) and key != "eager"}
 
 
-def _probe(function: Callable[..., Any], key: str, tap: Tap, mine: set[int]) -> Callable[..., Any]:
-    def probe(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(("module", "query", "key", "value"), args, strict=False)) | kwargs
-        if id(given.get("module")) not in mine or tap.busy or torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        if key == "flex_attention":
-            with _unseen(tap):
-                output = function(*args, **kwargs)
-            tap.unread("attention through flex_attention was not observed: its mask and scores are code, not tensors.")
-            return output
-        reader = reader_of(function) or (read_dispatched if _is_flash(function, key) else None)
-        with tap.collecting() as inner:
-            output = function(*args, **kwargs)
-        if reader is not None:
-            try:
-                call = tap.ask(reader, args, kwargs, output)
-            except Unreadable as reason:
-                tap.unread(f"attention through {key!r} was not read: {reason}.")
-                call = None
-            if call is not None:
-                if tap.lineage is not None:
-                    tap.lineage.see(function, key, (given["query"], given["key"], given["value"]), {}, output)
-                    tap.lineage.see_attention()
-                tap.hand_on(call)
-        elif len(inner) == 1:
-            tap.hand_on(_whole(inner[0], given["query"], given["key"], given["value"]))
-        else:
-            tap.unread(
-                f"attention through {key!r} was not observed: its kernel is not known; use "
-                "attn_implementation='sdpa' or fullrank.capture.register_attention."
-            )
-        tap.marks.follow((given["query"], given["key"], given["value"]), {}, output)
+def _seen(
+    function: Callable[..., Any],
+    key: str,
+    tap: Tap,
+    run: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    # `function` is what stood in the table; `run` may be what reports its calls to somebody else
+    if tap.busy or torch.compiler.is_compiling():
+        return run(*args, **kwargs)
+    given = dict(zip(("module", "query", "key", "value"), args, strict=False)) | kwargs
+    if key == "flex_attention":
+        with _unseen(tap):
+            output = run(*args, **kwargs)
+        tap.unread("attention through flex_attention was not observed: its mask and scores are code, not tensors.")
         return output
-
-    return probe
+    reader = reader_of(function) or (read_dispatched if _is_flash(function, key) else None)
+    with tap.collecting() as inner:
+        output = run(*args, **kwargs)
+    if reader is not None:
+        try:
+            call = tap.ask(reader, args, kwargs, output)
+        except Unreadable as reason:
+            tap.unread(f"attention through {key!r} was not read: {reason}.")
+            call = None
+        if call is not None:
+            if tap.lineage is not None:
+                tap.lineage.see(function, key, (given["query"], given["key"], given["value"]), {}, output)
+                tap.lineage.see_attention()
+            tap.hand_on(call)
+    elif len(inner) == 1:
+        tap.hand_on(_whole(inner[0], given["query"], given["key"], given["value"]))
+    else:
+        tap.unread(
+            f"attention through {key!r} was not observed: its kernel is not known; use "
+            "attn_implementation='sdpa' or fullrank.capture.register_attention."
+        )
+    tap.marks.follow((given["query"], given["key"], given["value"]), {}, output)
+    return output
 
 
 def _is_flash(function: Callable[..., Any], key: str) -> bool:

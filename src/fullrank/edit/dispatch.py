@@ -30,16 +30,12 @@ class Redirect:
         function: what is called in the end.
         key: under which it stands.
         before: what the table held of its own under the key; None where it only inherited it.
-        leases: how many edits need it.
+        leases: how many edits need it. While a model is looked at, `function` is what sees the calls as they are made.
     """
 
     def __init__(self, function: Callable[..., Any], key: str, before: Any) -> None:
         self.function, self.key, self.before = function, key, before
         self.leases = 0
-
-    def with_function(self, function: Callable[..., Any]) -> Redirect:
-        """The same, calling another function in the end: for who wants to see calls as they are made."""
-        return Redirect(function, self.key, self.before)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
