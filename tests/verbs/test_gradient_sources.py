@@ -136,3 +136,10 @@ def test_parameters_before_a_backward_that_fails_have_its_reason():
     assert (first.value, first.note) == (None, "the model's backward failed: no way back from here")
     assert last.value > 0
     assert any("but those that had come by then" in note for note in report.about["notes"])
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(torch.float16, True), (torch.bfloat16, False), (torch.float32, False)])
+def test_float16_without_a_loss_scale_is_told(dtype, told):
+    model = llama().to(dtype)
+    assert any("without a loss scale" in note for note in look(model, labelled(ids())).about["notes"]) == told
+    assert not any("loss scale" in note for note in look(model, {"input_ids": ids()}).about["notes"])

@@ -26,6 +26,10 @@ _NO_HISTORY = (
     "activation checkpointing and torch.no_grad inside of a model prevent that)"
 )
 
+_SMALL = (
+    "gradients are those of float16 without a loss scale: entries below 1e-6 are coarse and below 3e-8 zero, and a loss "
+    "averaged over a thousand tokens has such entries; float32 and bfloat16 keep them."
+)
 _INFERENCE = "torch.inference_mode is on around this call"
 
 
@@ -100,6 +104,8 @@ def forward_and_back(
         if loss is not None and not _sharded(parameters) and not bool(loss.detach().isfinite()):
             watch.unreached = f"the model's own loss is {float(loss.detach()):g}, as where no label counts"
             return Differentiated("nothing", 0), [f"no gradients: {watch.unreached}."]
+        if loss is not None and any(parameter.dtype == torch.float16 for parameter in parameters.values()):
+            notes.append(_SMALL)
         sequences = call.sequences
         names = tuple(end.stack.name for end in chosen)
         about = Differentiated("loss") if loss is not None else Differentiated("projection", probes, names)
