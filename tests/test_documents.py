@@ -43,9 +43,10 @@ def test_every_relative_link_leads_somewhere(page):
 
 NO_METRICS = {
     *("fullrank", "exact", "n", "layer", "part", "scope", "site"),  # the package, and columns of the table
-    *("out", "mid", "read"),  # parts
+    *("out", "mid", "read", "self"),  # parts
+    *("q", "k", "v", "o", "up", "gate", "down", "embed", "unembed"),  # roles
     *("all", "late", "samples"),  # scopes
-    *("attention_mask", "position_ids", "variant"),  # arguments of models, and a column
+    *("attention_mask", "position_ids", "variant", "labels", "loss"),  # arguments of models, and a column
     *("permuted_null", "svdvals"),  # functions, of fullrank.metrics and of torch.linalg
 }
 
