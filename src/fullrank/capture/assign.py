@@ -176,7 +176,7 @@ def _table(stream: Ref) -> Ref | None:
 
 
 def _as_given(ref: Ref) -> bool:
-    while ref.node.name in IDENTITY or ref.node.name in MOVES or ref.node.name in ("view", "reshape"):
+    while ref.node.name in IDENTITY or ref.node.name in MOVES or ref.node.name == "pad":
         ref = ref.node.parents[0]
     return ref.node.name == "given"
 
