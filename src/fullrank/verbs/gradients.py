@@ -27,8 +27,8 @@ _NO_HISTORY = (
 )
 
 _SMALL = (
-    "gradients are those of float16 without a loss scale: entries below 1e-6 are coarse and below 3e-8 zero, and a loss "
-    "averaged over a thousand tokens has such entries; float32 and bfloat16 keep them."
+    "gradients are those of float16 without a loss scale: entries below 1e-6 are coarse and below 3e-8 zero, and a "
+    "loss averaged over a thousand tokens has such entries; float32 and bfloat16 keep them."
 )
 _INFERENCE = "torch.inference_mode is on around this call"
 
