@@ -23,7 +23,7 @@ def render(variants: Variants, *, width: int, ascii_only: bool) -> Iterator[Rend
     """The lines of a series of variants, no wider than the terminal."""
     from rich.text import Text
 
-    said = f"{len(variants)} variants, in order"
+    said = "1 variant" if len(variants) == 1 else f"{len(variants)} variants, in order"
     yield Text(said, style="bold")
     yield _facts(variants)
     if variants.failed:
