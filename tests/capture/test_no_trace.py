@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 import weakref
 
@@ -315,3 +316,29 @@ def test_no_tensor_of_a_block_outlives_it(needs):
             model(tokens())
     assert len(alive) == 6
     assert observer.count == 3
+
+
+def test_switches_of_the_process_are_put_back_by_the_last_of_two_threads():
+    import torch._dynamo.eval_frame as compiler
+
+    before = torch.backends.mha.get_fastpath_enabled(), compiler._stance.stance
+    assert before == (True, "default")
+    entered, left = threading.Event(), threading.Event()
+
+    model, x = PlainGPT(), tokens()
+    anatomy = survey(model, lambda: model(x))
+    thread = threading.Thread(target=lambda: looked(entered, left, anatomy))
+    with Recorder(model, [Keep()], anatomy=anatomy):
+        thread.start()
+        assert entered.wait(30)
+    between = torch.backends.mha.get_fastpath_enabled(), compiler._stance.stance
+    left.set()
+    thread.join()
+    assert between == (False, "force_eager")
+    assert (torch.backends.mha.get_fastpath_enabled(), compiler._stance.stance) == before
+
+
+def looked(entered, left, anatomy):
+    with Recorder(PlainGPT(), [Keep()], anatomy=anatomy):
+        entered.set()
+        left.wait(30)

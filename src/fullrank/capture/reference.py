@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -29,21 +30,53 @@ def reference_path(model: nn.Module, notes: list[str]) -> Iterator[AbstractConte
     Yields:
         The stance that keeps the compiler away, to be left and entered again around a kernel that stays compiled.
     """
-    with ExitStack() as put_back:
-        stance = None
-        fast = torch.backends.mha.get_fastpath_enabled()
-        put_back.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
+    fast, stance = _SWITCHES.take()
+    try:
         if fast and any(
             isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention) for module in model.modules()
         ):
             notes.append(FAST_PATH)
-        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it takes a second
-            stance = torch.compiler.set_stance("force_eager")
-            put_back.enter_context(stance)
-            if _compiled(model):
-                notes.append(COMPILED)
+        if stance is not None and _compiled(model):
+            notes.append(COMPILED)
         yield stance
+    finally:
+        _SWITCHES.give_back()
+
+
+class _Switches:
+    """The switches of the whole process: several threads share them, and the last to leave puts them back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._taken = 0
+        self._fast = False
+        self._stance: AbstractContextManager[None] | None = None
+        self._put_back = ExitStack()
+
+    def take(self) -> tuple[bool, AbstractContextManager[None] | None]:
+        """Whether the fast path was on before anyone took it, and the stance."""
+        with self._lock:
+            if self._taken == 0:
+                self._fast = torch.backends.mha.get_fastpath_enabled()
+            if self._stance is None and "torch._dynamo" in sys.modules:
+                # else nothing can be compiled, and importing it takes a second
+                self._stance = torch.compiler.set_stance("force_eager")
+                self._put_back.enter_context(self._stance)
+            torch.backends.mha.set_fastpath_enabled(False)
+            self._taken += 1
+            return self._fast, self._stance
+
+    def give_back(self) -> None:
+        """Leave; the last to do so puts back what was there before the first."""
+        with self._lock:
+            self._taken -= 1
+            if self._taken == 0:
+                self._stance = None
+                self._put_back.close()
+                torch.backends.mha.set_fastpath_enabled(self._fast)
+
+
+_SWITCHES = _Switches()
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
