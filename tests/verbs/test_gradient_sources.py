@@ -143,3 +143,20 @@ def test_float16_without_a_loss_scale_is_told(dtype, told):
     model = llama().to(dtype)
     assert any("without a loss scale" in note for note in look(model, labelled(ids())).about["notes"]) == told
     assert not any("loss scale" in note for note in look(model, {"input_ids": ids()}).about["notes"])
+
+
+def test_a_loss_of_one_entry_is_a_loss():
+    class Row(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = llama()
+
+        def forward(self, input_ids, labels):
+            output = self.inner(input_ids=input_ids, labels=labels, use_cache=False)
+            output.loss = output.loss.reshape(1)
+            return output
+
+    expected = [row.value for row in gradients(look(llama(), labelled(ids())))]
+    report = look(Row(), labelled(ids()))
+    assert report.about["gradients"] == "the model's own loss"
+    assert [row.value for row in gradients(report)] == expected

@@ -36,8 +36,8 @@ def own_loss(output: Any) -> Tensor | None:
         found = output.get("loss")
     if found is None and not isinstance(output, Mapping):
         found = output[0] if isinstance(output, tuple | list) and output else output
-    if isinstance(found, Tensor) and found.ndim == 0 and found.is_floating_point() and found.requires_grad:
-        return found
+    if isinstance(found, Tensor) and found.numel() == 1 and found.ndim <= 1:
+        return found if found.is_floating_point() and found.requires_grad else None
     return None
 
 

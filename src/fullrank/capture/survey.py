@@ -30,8 +30,8 @@ from fullrank.errors import ModelError
 __all__ = ["survey"]
 
 PIECES = (
-    "attention in {first}{others} is not reported: it is put together from several softmaxes (landmarks, sparse blocks), "
-    "of which none is its map."
+    "attention in {first}{others} is not reported: it is put together from several softmaxes (landmarks, sparse "
+    "blocks), of which none is its map."
 )
 CHAIN = (
     "there are no repeated blocks: the layers of the network are its {layers} layers of weights, each with what "
