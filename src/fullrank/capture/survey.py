@@ -121,9 +121,7 @@ def _watch(
     return tree, spans
 
 
-def _hooks(
-    tree: CallTree, spans: Spans, name: str, member: bool
-) -> tuple[Callable[..., None], Callable[..., None]]:
+def _hooks(tree: CallTree, spans: Spans, name: str, member: bool) -> tuple[Callable[..., None], Callable[..., None]]:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tree.enter(module, name, args, kwargs)
         spans.enter(tree.current, args, kwargs, member=member)
