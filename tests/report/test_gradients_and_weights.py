@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fullrank.report import Report
 from fullrank.report.headlines import headlines
+from fullrank.report.wording import row_notes
 from fullrank.table import Row, Table
 
 
@@ -56,3 +57,15 @@ def test_tensors_called_alike_in_every_layer_are_one_line():
     assert names == ["h.*.c_proj.weight"]
     assert list(figure.data[0].x) == [1, 2]
     assert list(figure.data[0].y) == [1.0, 2.0]
+
+
+def test_notes_that_differ_in_numbers_alone_are_said_once_and_after_those_of_missing_values():
+    noted = [
+        Row("decoder", n, "attention", "self", "head_ambiguity", 1.0, note=f"condition number {n}.{n}e-2")
+        for n in (1, 2)
+    ]
+    missing = Row("decoder", 1, "stream", "out", "span_novelty", None, note="not enough tokens")
+    assert row_notes(Table([*noted, missing])) == [
+        ("not enough tokens", "span_novelty"),
+        ("condition number 1.1e-2 (and 1 more like it)", "head_ambiguity"),
+    ]

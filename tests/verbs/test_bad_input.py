@@ -144,3 +144,16 @@ def test_a_fault_of_an_observer_is_not_blamed_on_the_batch(gpt2, monkeypatch):
     with pytest.raises(RuntimeError) as error:
         fullrank.examine(gpt2, torch.arange(16).reshape(2, 8))
     assert not isinstance(error.value, FullrankError)
+
+
+def test_the_shape_of_a_mask_is_checked_before_what_it_hides(gpt2):
+    with pytest.raises(BatchError, match=r"the mask has the shape \(3, 3\)") as error:
+        fullrank.examine(gpt2, torch.arange(24).reshape(3, 8), mask=torch.eye(3, dtype=torch.bool))
+    sentence(error)
+
+
+@pytest.mark.parametrize("asked", [{"heads": 3}, {"heads": "x.y"}, {"seconds": "x"}, {"seconds": 0}])
+def test_arguments_of_the_wrong_kind_are_named(gpt2, asked):
+    with pytest.raises(FullrankError, match=next(iter(asked))) as error:
+        fullrank.examine(gpt2, torch.arange(16).reshape(2, 8), **asked)
+    sentence(error)

@@ -38,8 +38,8 @@ class Budget:
     """
 
     def __init__(self, seconds: float, *, clock: Clock | None = None) -> None:
-        if not seconds > 0 or seconds == float("inf"):
-            raise ShapeError(f"seconds={seconds} is no time budget; pass a number above 0, such as 30.")
+        if not isinstance(seconds, int | float) or not seconds > 0 or seconds == float("inf"):
+            raise ShapeError(f"seconds={seconds!r} is no time budget; pass a number above 0, such as 30.")
         self.seconds = float(seconds)
         self.clock = clock or time.perf_counter
         self._started = self.clock()

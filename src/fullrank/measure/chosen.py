@@ -42,6 +42,8 @@ class ChosenHeads:
             ShapeError: for no name at all, or one that is none.
         """
         named = []
+        if not isinstance(names, Iterable):
+            raise ShapeError(f"heads={names!r} names no heads; pass a list of names such as '3.5' or 'decoder.3.5'.")
         for name in [names] if isinstance(names, str) else names:
             *stack, layer, head = ["", "", *str(name).strip().rsplit(".", 2)][-3:]
             if not (layer.isdecimal() and head.isdecimal() and int(layer) > 0):

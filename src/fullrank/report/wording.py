@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -86,13 +87,29 @@ def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, words) for label, words in facts if words]
 
 
+_NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
+
+
 def row_notes(rows: Table) -> list[tuple[str, str]]:
-    """Every note that rows carry, once, with the metrics it was said of."""
+    """Every note that rows carry, once, with the metrics it was said of; those of missing values come first.
+
+    Notes that differ in their numbers alone (one for each layer) are said once, with how many more there are.
+
+    Returns:
+        Notes with the names of their metrics.
+    """
     said: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if row.note:
-            said.setdefault(row.note, {})[row.metric] = None
-    return [(note, ", ".join(metrics)) for note, metrics in said.items()]
+    alike: dict[str, dict[str, None]] = {}
+    for row in sorted((row for row in rows if row.note), key=lambda row: row.value is not None):
+        pattern = _NUMBER.sub("#", row.note)
+        said.setdefault(pattern, {})[row.metric] = None
+        alike.setdefault(pattern, {})[row.note] = None
+    found = []
+    for pattern, metrics in said.items():
+        first, *others = alike[pattern]
+        more = f" (and {len(others)} more like it)" if others else ""
+        found.append((first + more, ", ".join(metrics)))
+    return found
 
 
 def _weights(fresh: Any) -> str:

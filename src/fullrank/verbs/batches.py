@@ -154,11 +154,11 @@ def _call(model: nn.Module, batch: Any, mask: Tensor | None, known: Tensor | Non
     cached = named.get("past_key_values") is not None  # then the mask covers earlier tokens too
     if cached and isinstance(real, Tensor) and ids is not None:
         real = real[:, -ids.shape[1] :]  # of the keys before them, the mask of the kernel's call tells
-    for one in real.values() if isinstance(real, dict) else [real]:
-        _check(one, fewest=1 if cached else 2)
     read = real.get("encoder") if isinstance(real, dict) else real
     if read is not None and ids is not None and read.shape != ids.shape and not cached:
         raise BatchError(f"the mask has the shape {tuple(read.shape)}; the batch's tokens have {tuple(ids.shape)}.")
+    for one in real.values() if isinstance(real, dict) else [real]:
+        _check(one, fewest=1 if cached else 2)
     if ids is not None and ids.shape[1] == 1 and not cached:
         raise BatchError("every sequence has one token: at least two are needed to compare tokens.")
     documents = None
