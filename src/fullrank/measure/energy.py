@@ -16,7 +16,7 @@ from fullrank.metrics.accumulate import mean_token, real_tokens
 from fullrank.metrics.tokens import unit_tokens
 from fullrank.table import Row
 
-__all__ = ["Energy"]
+__all__ = ["Energy", "Parts", "parts_of", "residual_of", "rms_of", "similarity_of"]
 
 _TOKENS = 2048  # that are squared at a time
 _ALONE = "needs at least two independent sequences: with one, what all share and what it shares are the same"
@@ -40,21 +40,11 @@ class Energy:
         self._parts: dict[tuple[Place, str], list[Parts]] = {}
         self._notes: dict[tuple[Place, str], str] = {}
 
-    def add(self, place: Place, X: Tensor, mask: Tensor | None, scope: str, *, note: str = "") -> None:
-        """Take in one batch: X (sequences, tokens, width), mask (sequences, tokens), what to know of its token part."""
+    def add(self, place: Place, parts: Parts, scope: str, *, note: str = "") -> None:
+        """Take in `parts_of` one batch, and what to know of its token part."""
         if note:
             self._notes[place, scope] = note
-        X, real = real_tokens(X, mask)
-        n = real.sum(-1)  # (sequences,)
-        x_bar = mean_token(X, real)
-        # squares in float64: those of a collapsing or exploding stream leave the range of float32
-        token = torch.zeros_like(n, dtype=torch.float64)
-        for some, kept in zip(X.split(_TOKENS, 1), real.split(_TOKENS, 1), strict=True):
-            token += torch.where(kept[..., None], some - x_bar, 0).double().square().sum((1, 2))
-        U = unit_tokens(X)
-        directed = (U != 0).any(-1).sum(-1)
-        part = (n.double(), X.sum(1, dtype=torch.float64), token, directed.double(), U.sum(1, dtype=torch.float64))
-        self._parts.setdefault((place, scope), []).append(part)
+        self._parts.setdefault((place, scope), []).append(parts)
 
     def merge(self, other: Self) -> None:
         """Append the sequences of another."""
@@ -77,6 +67,51 @@ class Energy:
             if scope == "all" and (place.site, place.part) == ("stream", "out"):
                 rows.extend(_gaps(place, S / n.unsqueeze(-1)))
         return rows
+
+
+def parts_of(X: Tensor, mask: Tensor | None) -> Parts:
+    """What the shares, and the plainest numbers of single sequences, are made of: two passes over the tokens.
+
+    Args:
+        X: (sequences, tokens, width).
+        mask: (sequences, tokens), or None where all are real.
+
+    Returns:
+        One number or vector per sequence of each kind.
+    """
+    X, real = real_tokens(X, mask)
+    n = real.sum(-1)  # (sequences,)
+    x_bar = mean_token(X, real)
+    # squares in float64: those of a collapsing or exploding stream leave the range of float32
+    token = torch.zeros_like(n, dtype=torch.float64)
+    for some, kept in zip(X.split(_TOKENS, 1), real.split(_TOKENS, 1), strict=True):
+        centred = some - x_bar
+        if mask is not None:
+            centred = torch.where(kept[..., None], centred, 0)
+        token += centred.double().square().sum((1, 2))
+    U = unit_tokens(X)
+    directed = (U != 0).any(-1).sum(-1)
+    return n.double(), X.sum(1, dtype=torch.float64), token, directed.double(), U.sum(1, dtype=torch.float64)
+
+
+def rms_of(parts: Parts) -> Tensor:
+    """`rms` of each sequence: √((Σ‖x_t − x̄‖² + n‖x̄‖²) / (n d))."""
+    n, S, token, _, _ = parts
+    return ((token + S.square().sum(-1) / n) / (n * S.shape[-1])).sqrt()
+
+
+def residual_of(parts: Parts) -> Tensor:
+    """`residual` of each sequence: √(Σ‖x_t − x̄‖² / Σ‖x_t‖²); NaN for fewer than two tokens."""
+    n, S, token, _, _ = parts
+    share = (token / (token + S.square().sum(-1) / n)).sqrt()
+    return torch.where(n >= 2, share, torch.nan)
+
+
+def similarity_of(parts: Parts) -> Tensor:
+    """`similarity` of each sequence: (‖Σ u_t‖² − T) / (T (T − 1)) over the T tokens that have a direction."""
+    T, units = parts[3], parts[4]
+    rho = ((units.square().sum(-1) - T) / (T * (T - 1))).clamp(max=1)
+    return torch.where(T >= 2, rho, torch.nan)
 
 
 def _shares(n: Tensor, S: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:

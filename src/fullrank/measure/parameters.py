@@ -78,7 +78,7 @@ class ParameterObserver:
             if not held.entries:
                 held.entries = event.weight.numel()
                 parts = [part_of(event.weight, weight) for _, weight in held.weights]
-                held.of_weights = [metrics.gradient_norm(part) for part in parts]
+                held.of_weights = _norms(event.weight, held)[1:]
                 held.sizes = [part.numel() for part in parts]
             if self._several and self._of_loss:
                 kept = event.value.to(torch.promote_types(event.value.dtype, torch.float32))
@@ -233,8 +233,15 @@ def _ratio(q: Tensor, k: Tensor, v: Tensor, o: Tensor) -> Tensor:
 
 
 def _squares(gradient: Tensor, held: _Tensor) -> list[Tensor]:
-    whole = metrics.gradient_norm(gradient).square()
-    return [whole, *(metrics.gradient_norm(part_of(gradient, weight)).square() for _, weight in held.weights)]
+    norms = _norms(gradient, held)
+    return [norm.square() for norm in norms]
+
+
+def _norms(tensor: Tensor, held: _Tensor) -> list[Tensor]:
+    """Of the whole tensor, then of what of it plays each role; a role that is all of it costs nothing."""
+    whole = metrics.gradient_norm(tensor)
+    parts = [part_of(tensor, weight) for _, weight in held.weights]
+    return [whole, *(whole if part.numel() == tensor.numel() else metrics.gradient_norm(part) for part in parts)]
 
 
 def _gathered(held: _Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fullrank import metrics
 from fullrank.capture.events import Event, Signal, StreamState
-from fullrank.measure.energy import Energy
+from fullrank.measure.energy import Energy, parts_of, residual_of, rms_of, similarity_of
 from fullrank.measure.over_samples import OverSamples
 from fullrank.measure.positions import late_tokens, real_or_all, without_first
 from fullrank.measure.samples import Place, Samples
@@ -127,12 +127,13 @@ class StreamObserver:
     # ------------------------------------------------------------ one state
 
     def _see_tokens(self, place: Place, X: Tensor, mask: Tensor | None, scope: str) -> None:
-        residual = metrics.residual(X, mask)
+        parts = parts_of(X, mask)
+        residual = residual_of(parts)
         floor = _floor_note(residual, X.dtype)
-        self._samples.add(place, "rms", metrics.rms(X, mask), scope=scope, undefined=_FEW)
-        self._samples.add(place, "similarity", metrics.similarity(X, mask), scope=scope, undefined=_FEW)
+        self._samples.add(place, "rms", rms_of(parts), scope=scope, undefined=_FEW)
+        self._samples.add(place, "similarity", similarity_of(parts), scope=scope, undefined=_FEW)
         self._samples.add(place, "residual", residual, scope=scope, undefined=_FEW, note=floor)
-        self._energy.add(place, X, mask, scope, note=floor)
+        self._energy.add(place, parts, scope, note=floor)
         if (place.site, place.part) == ("stream", "out"):
             self._see_ranks(place, X, mask, scope, floor)
 

@@ -210,5 +210,7 @@ def _observers(
         observers.append(SpectrumObserver(summaries, seed=seed, heads=chosen, drawn=drawn, sequences=sequences))
     if model is not None:  # what heads write through W_O
         observers.append(HeadObserver(model, anatomy, summaries))
+    if not spectrum:
+        return [*observers, FreedMemory()]
     # freed memory is given back after each observer, before the next one asks for blocks of other sizes
     return [one for observer in observers for one in (observer, FreedMemory())]

@@ -14,7 +14,7 @@ from fullrank.capture.backward import awake, own_loss, parameter_gradients, proj
 from fullrank.capture.events import Observer
 from fullrank.capture.taking_part import taking_part
 from fullrank.errors import BatchError
-from fullrank.measure import FreedMemory, GradientObserver, ParameterObserver
+from fullrank.measure import GradientObserver, ParameterObserver
 from fullrank.verbs.batches import Call
 
 __all__ = ["Backwards", "Differentiated", "forward_and_back", "gradient_observers"]
@@ -222,4 +222,4 @@ def gradient_observers(model: nn.Module, anatomy: Anatomy, *, several: bool) -> 
         The observers.
     """
     causal = [stack.name for stack in anatomy.stacks if stack.causal]
-    return [GradientObserver(causal=causal), ParameterObserver(model, anatomy, several=several), FreedMemory()]
+    return [GradientObserver(causal=causal), ParameterObserver(model, anatomy, several=several)]
