@@ -22,7 +22,8 @@ def first_nonfinite_parameter(model: nn.Module) -> str | None:
             continue  # has neither
         values = parameter.detach()
         if isinstance(getattr(values, "_local_tensor", None), Tensor):
-            values = values.to_local()  # type: ignore[operator]  # of a sharded one, what this process holds
+            sharded: Any = values
+            values = sharded.to_local()  # what this process holds
             if not values.numel():
                 continue
         if values.dtype.itemsize == 1:
