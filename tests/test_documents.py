@@ -47,7 +47,7 @@ NO_METRICS = {
     *("q", "k", "v", "o", "up", "gate", "down", "embed", "unembed"),  # roles
     *("all", "late", "samples"),  # scopes
     *("attention_mask", "position_ids", "variant", "labels", "loss"),  # arguments of models, and a column
-    *("permuted_null", "svdvals"),  # functions, of fullrank.metrics and of torch.linalg
+    *("permuted_null", "svdvals", "fully_shard"),  # functions, of fullrank.metrics, torch.linalg and torch.distributed
 }
 
 
