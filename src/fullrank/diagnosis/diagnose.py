@@ -1,0 +1,98 @@
+"""From evidence to verdicts: every failure is looked for, every suspicion tested where that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fullrank.diagnosis.evidence import Evidence
+from fullrank.diagnosis.failure import Failure, Suspicion
+from fullrank.diagnosis.intervention import Intervention
+from fullrank.report.verdict import Checked, Diagnosis, Effect, Outcome, Verdict
+
+__all__ = ["Tester", "diagnose"]
+
+
+class Tester(Protocol):
+    """Runs interventions on the model that the evidence is of."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """By what effects are measured."""
+        ...
+
+    def effect(self, intervention: Intervention) -> Effect | str:
+        """What an intervention changes, or why it cannot be run on this model."""
+        ...
+
+
+def diagnose(
+    evidence: Evidence,
+    failures: Sequence[Failure],
+    *,
+    tester: Tester | None = None,
+    because: str = "",
+    reference: str = "",
+    kinds: Sequence[tuple[str, int, int, str]] = (),
+) -> Diagnosis:
+    """Look for every failure.
+
+    Args:
+        evidence: rows and references.
+        failures: to look for, in the order in which verdicts of one severity are listed.
+        tester: runs the tests of suspicions; None where none are asked for.
+        because: how it is known whether weights are trained.
+        reference: how the reference at initialisation was made, or why there is none.
+        kinds: of heads.
+
+    Returns:
+        Verdicts, gravest first; what is clear; what could not be checked.
+    """
+    model = str(evidence.about.get("model") or "MODEL")
+    verdicts: list[Verdict] = []
+    clear: list[Checked] = []
+    unchecked: list[Checked] = []
+    for failure in failures:
+        if "unknown" != evidence.weights != failure.valid_for != "any":
+            unchecked.append(Checked(failure.name, f"means something for {failure.valid_for} weights only."))
+            continue
+        looked = failure.look(evidence)
+        found = []
+        refuted = []
+        for suspicion in looked.suspicions:
+            effects, reasons = _tested(suspicion, tester)
+            unchecked += [Checked(failure.name, reason) for reason in reasons]
+            verdict = failure.verdict(suspicion, effects, model)
+            (found if verdict is not None else refuted).append(verdict or suspicion)
+        verdicts += [one for one in found if isinstance(one, Verdict)]
+        if looked.unchecked:
+            unchecked.append(Checked(failure.name, looked.unchecked))
+        elif refuted and not found:
+            clear.append(Checked(failure.name, "suspected from the numbers, and refuted by intervention."))
+        elif not found:
+            clear.append(Checked(failure.name, looked.clear))
+    order = {failure.name: index for index, failure in enumerate(failures)}
+    verdicts.sort(key=lambda verdict: (-verdict.severity.rank, order[verdict.name]))
+    return Diagnosis(
+        verdicts=tuple(verdicts),
+        clear=tuple(clear),
+        unchecked=tuple(dict.fromkeys(unchecked)),
+        weights=evidence.weights,
+        because=because,
+        reference=reference,
+        outcome=tester.outcome if tester is not None else "",
+        kinds=tuple(kinds),
+    )
+
+
+def _tested(suspicion: Suspicion, tester: Tester | None) -> tuple[tuple[Effect | None, ...] | None, list[str]]:
+    if tester is None:
+        return None, []
+    effects: list[Effect | None] = []
+    reasons: list[str] = []
+    for test in suspicion.tests:
+        effect = tester.effect(test.intervention)
+        if isinstance(effect, str):
+            reasons.append(f"{test.intervention.words}: {effect}")
+        effects.append(None if isinstance(effect, str) else effect)
+    return tuple(effects), reasons

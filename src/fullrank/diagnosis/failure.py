@@ -1,0 +1,140 @@
+"""A failure: what it is called, how it is looked for in rows, how a suspicion is tested, when it is harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fullrank.diagnosis.intervention import Intervention
+from fullrank.report.verdict import Comparison, Effect, Severity, Validity, Verdict
+
+if TYPE_CHECKING:
+    from fullrank.diagnosis.evidence import Evidence
+
+__all__ = ["Failure", "Looked", "Suspicion", "Test"]
+
+
+@dataclass(frozen=True)
+class Test:
+    """An intervention and what it must show.
+
+    Attributes:
+        intervention: what is done.
+        expects: `no effect`: the suspicion holds where the upper end of the interval lies below the limit, and is
+            refuted where the lower end lies above it. `effect`: the other way round.
+        limits: what counts as an effect, by outcome.
+    """
+
+    __test__ = False  # no test case
+
+    intervention: Intervention
+    expects: Literal["no effect", "effect"]
+    limits: tuple[tuple[str, float], ...]
+
+    def confirms(self, effect: Effect) -> bool | None:
+        """Whether an effect bears the suspicion out; None where its interval holds the limit."""
+        limit = dict(self.limits)[effect.outcome]
+        if effect.high < limit:
+            return self.expects == "no effect"
+        return self.expects == "effect" if effect.low > limit else None
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What the numbers alone say; a verdict once it was tested, a note where it was not.
+
+    Attributes:
+        claim: one sentence with numbers, layers and heads.
+        stack: of the model.
+        severity: what it becomes where every test confirms it; a `note` needs none.
+        layers: which.
+        heads: (layer, head).
+        comparisons: the numbers.
+        tests: all must confirm it.
+    """
+
+    claim: str
+    stack: str
+    severity: Severity
+    layers: tuple[int, ...] = ()
+    heads: tuple[tuple[int, int], ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    tests: tuple[Test, ...] = ()
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What looking for one failure gave: suspicions, or a sentence that it is clear, or why it could not be checked."""
+
+    suspicions: tuple[Suspicion, ...] = ()
+    clear: str = ""
+    unchecked: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A named failure of signal propagation.
+
+    Attributes:
+        name: short, as on the command line: `dead-depth`.
+        title: a few words.
+        means: what it is, in a few sentences.
+        harmless: when the same numbers mean nothing bad.
+        tested: how a suspicion is tested.
+        refuted_by: what would show the verdict to be wrong.
+        command: to run next, with `{model}`.
+        papers: keys and titles of the works behind it.
+        valid_for: for which weights.
+        look: finds suspicions in the evidence.
+    """
+
+    name: str
+    title: str
+    means: str
+    harmless: str
+    tested: str
+    refuted_by: str
+    command: str
+    papers: tuple[str, ...]
+    valid_for: Validity
+    look: Callable[[Evidence], Looked]
+
+    def verdict(self, suspicion: Suspicion, effects: tuple[Effect | None, ...] | None, model: str) -> Verdict | None:
+        """What becomes of a suspicion.
+
+        A suspicion without tests keeps its severity: it rests on its references alone. One with tests is a note until
+        they were run; it keeps its severity where all that could be run confirm it, or where none can be run on this
+        model and a reference other than a threshold is among its comparisons.
+
+        Args:
+            suspicion: one of this failure.
+            effects: of its tests, in their order, None for one that cannot be run on this model; None where no tests
+                were asked for.
+            model: what the model is called.
+
+        Returns:
+            The verdict; None where a test refuted the suspicion.
+        """
+        severity = suspicion.severity
+        if suspicion.tests and effects is None:
+            severity = Severity.NOTE
+        elif suspicion.tests and effects is not None:
+            said = [t.confirms(e) for t, e in zip(suspicion.tests, effects, strict=True) if e is not None]
+            if False in said:
+                return None
+            referenced = any(one.against != "threshold" for one in suspicion.comparisons)
+            severity = severity if (all(said) if said else referenced) else Severity.NOTE
+        return Verdict(
+            name=self.name,
+            severity=severity,
+            claim=suspicion.claim,
+            stack=suspicion.stack,
+            layers=suspicion.layers,
+            heads=suspicion.heads,
+            valid_for=self.valid_for,
+            comparisons=suspicion.comparisons,
+            effects=tuple(effect for effect in effects or () if effect is not None),
+            refuted_by=self.refuted_by,
+            command=self.command.format(model=model),
+        )
