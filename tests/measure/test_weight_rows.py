@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from families import build
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fullrank.metrics as metrics
 from fullrank.capture import Recorder, survey, undisturbed
+from fullrank.capture.weights import per_head
 from fullrank.measure.heads import HeadObserver
 from fullrank.measure.summaries import row_scopes
 from fullrank.measure.weights import weight_rows
@@ -148,11 +149,6 @@ def test_an_unknown_role_and_an_integer_weight_are_rows_with_their_reason():
 
 
 def test_experts_are_one_part_with_their_mean_and_standard_error():
-    sys.path.insert(0, str(Path(__file__).parents[1] / "capture"))
-    try:
-        from families import build
-    finally:
-        sys.path.pop(0)
     case = build("mixtral")
     anatomy = survey(case.model, case.run)
     rows = {(row.layer, row.part, row.metric): row for row in weight_rows(case.model, anatomy)}
@@ -166,13 +162,18 @@ def test_experts_are_one_part_with_their_mean_and_standard_error():
 # ---------------------------------------------------------------- heads
 
 
-def observed(model, *, mask=None):
+def observed_rows(model, *, mask=None):
     with undisturbed(model):
         anatomy = survey(model, lambda: model(IDS))
         observer = HeadObserver(model, anatomy)
         with Recorder(model, [observer], anatomy=anatomy, real=mask):
             model(IDS)
-    return {(row.layer, row.part, row.scope, row.metric): row for row in observer.rows()}
+    return observer.rows()
+
+
+def observed(model, *, mask=None):
+    rows = observed_rows(model, mask=mask)
+    return {(row.layer, row.part, row.scope, row.metric): row for row in rows if row.head is None}
 
 
 def contributions(block, x):
@@ -203,14 +204,35 @@ def test_head_similarity_is_that_of_the_contributions_themselves():
     with undisturbed(model), Recorder(model, [scopes], real=mask):
         model(IDS)
     found = observed(model, mask=mask)
+    rows = observed_rows(model, mask=mask)
+    heads = {(row.layer, row.scope, row.metric, row.head): row for row in rows}
     x = model.embed(IDS)
     for layer, block in enumerate(model.blocks, 1):
         assert set(scopes.seen[layer - 1]) == {"all", "late"}
-        for scope, rows in scopes.seen[layer - 1].items():
-            expected = metrics.head_similarity(contributions(block, x).double(), rows)
+        for scope, taken in scopes.seen[layer - 1].items():
+            expected = metrics.head_similarity(contributions(block, x).double(), taken)
             row = found[layer, "self", scope, "head_similarity"]
             assert (row.value, row.n) == (pytest.approx(float(expected.mean()), abs=1e-5), 2)
+            nearest = metrics.nearest_head_similarity(contributions(block, x).double(), taken).mean(0)
+            for head, value in enumerate(nearest.tolist()):
+                row = heads[layer, scope, "nearest_head_similarity", head]
+                assert (row.value, row.n) == (pytest.approx(value, abs=1e-5), 2)
         x = block(x)
+
+
+def test_a_head_is_nearest_to_the_one_it_was_copied_from():
+    model = net()
+    with torch.no_grad():
+        wide = WIDTH // HEADS
+        for tensor in (model.blocks[1].qkv.weight, model.blocks[1].qkv.bias):
+            for third in tensor.chunk(3):
+                third[:wide] = third[-wide:]
+        model.blocks[1].out.weight[:, :wide] = 0.5 * model.blocks[1].out.weight[:, -wide:]
+    found = {(row.layer, row.metric, row.head): row.value for row in observed_rows(model) if row.scope == "all"}
+    assert found[2, "nearest_head", 0] == HEADS - 1
+    assert found[2, "nearest_head", HEADS - 1] == 0
+    assert found[2, "nearest_head_similarity", 0] == pytest.approx(1, abs=1e-6)
+    assert found[1, "nearest_head_similarity", 0] < 0.9
 
 
 def test_a_square_invertible_projection_hides_nothing_and_one_without_rank_does():
@@ -228,3 +250,72 @@ def test_heads_behind_a_gate_are_not_compared():
     assert {row.note for row in found.values()} == {
         "a gate or a norm lies between the kernel and W_O: what a head writes is more than A V W_O"
     }
+
+
+# ---------------------------------------------------------------- cost
+
+
+class Counting(TorchDispatchMode):
+    """Shapes of what is decomposed, and of matrices that are multiplied in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.decomposed, self.multiplied = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._linalg_svd.default:
+            self.decomposed.append(tuple(args[0].shape))
+        if func is torch.ops.aten.mm.default and args[0].dtype == torch.float64:
+            self.multiplied.append((tuple(args[0].shape), tuple(args[1].shape)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_of_an_output_projection_one_gram_matrix_is_made_for_a_call_and_one_decomposition():
+    model = net()
+    with undisturbed(model):
+        anatomy = survey(model, lambda: model(IDS))
+        observer = HeadObserver(model, anatomy)
+        with Recorder(model, [observer], anatomy=anatomy), Counting() as counting:
+            model(IDS)
+    assert counting.multiplied == [((WIDTH, WIDTH), (WIDTH, WIDTH))] * 2  # two layers, of any number of sequences
+    assert counting.decomposed == [(WIDTH, WIDTH)] * 2
+
+
+def test_the_heads_of_a_weight_are_fetched_once_for_a_circuit(monkeypatch):
+    fetched = []
+
+    def fetch(model, weight):
+        fetched.append(weight.role)
+        return per_head(model, weight)
+
+    monkeypatch.setattr("fullrank.measure.weights.per_head", fetch)
+    measured(net())
+    assert fetched == ["q", "k", "v", "o"] * 2
+
+
+def test_a_circuit_that_does_not_lead_back_to_the_stream_is_a_row_with_its_reason():
+    model = net()
+    anatomy, _ = measured(model)
+    narrow = tuple(
+        dataclasses.replace(weight, columns=((0, 8, 1),)) if weight.role in "qv" else weight
+        for weight in anatomy.stacks[0].weights[0]
+    )
+    stack = dataclasses.replace(anatomy.stacks[0], weights=(narrow, anatomy.stacks[0].weights[1]))
+    rows = weight_rows(model, dataclasses.replace(anatomy, stacks=(stack,)))
+    assert {(row.metric, row.note) for row in rows if row.value is None} == {
+        ("qk_eigenvalue_variance", "its two weights do not lead from the stream back to it"),
+        ("value_output_sign", "its two weights do not lead from the stream back to it"),
+    }
+
+
+def test_a_weight_is_found_without_a_walk_through_the_model(monkeypatch):
+    model = net()
+    anatomy, rows = measured(model)
+
+    def walk(*args, **kwargs):
+        raise AssertionError("every module was looked at")
+
+    monkeypatch.setattr(nn.Module, "named_modules", walk)
+    again = weight_rows(model, anatomy)
+    assert len(again) == len(rows)
+    assert all(row == rows[row.layer, row.part, row.head, row.metric] for row in again)

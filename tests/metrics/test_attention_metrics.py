@@ -26,6 +26,7 @@ OF_A = (
     "uniform_distance",
     "smoothing_gain",
 )
+OF_VALUES = ("branch_energy", "contrast_gain")
 OF_S = ("logit_std", "log_context_gauge", "max_logit")
 
 
@@ -88,15 +89,16 @@ def test_a_metric_of_the_logits_equals_its_definition(name, kind, late, generato
     torch.testing.assert_close(found, loops(name, S, visible, rows), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["branch_energy", "contrast_gain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_branch_energy_equals_its_definition(kind, generator):
+def test_a_metric_of_the_map_and_its_values_equals_its_definition(name, kind, generator):
     A, _, visible = attention(kind, generator)
     V = torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64) + 0.3
     for rows in (None, torch.arange(8) >= 4):
-        found = metrics.branch_energy(A, V, visible, rows)
-        torch.testing.assert_close(found, loops("branch_energy", A, visible, rows, V))
-    shared = metrics.branch_energy(A, V[:, :1], visible)
-    torch.testing.assert_close(shared, metrics.branch_energy(A, V[:, :1].expand_as(V), visible))
+        found = getattr(metrics, name)(A, V, visible, rows)
+        torch.testing.assert_close(found, loops(name, A, visible, rows, V))
+    shared = getattr(metrics, name)(A, V[:, :1], visible)
+    torch.testing.assert_close(shared, getattr(metrics, name)(A, V[:, :1].expand_as(V), visible))
 
 
 @pytest.mark.parametrize("name", OF_A)
@@ -107,11 +109,11 @@ def test_rectangular_maps_and_low_precision_are_measured_in_float32_at_least(nam
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["selectivity", "uniform_distance", "branch_energy"])
+@pytest.mark.parametrize("name", ["selectivity", "uniform_distance", "branch_energy", "contrast_gain"])
 def test_rows_from_which_a_learned_sink_took_a_part_keep_the_definition(name, kind, generator):
     A, _, visible = attention(kind, generator)
     A = A * torch.rand(2, 3, 8, 1, generator=generator, dtype=torch.float64)
-    V = (torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64),) if name == "branch_energy" else ()
+    V = (torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64),) if name in OF_VALUES else ()
     found = getattr(metrics, name)(A, *V, visible)
     torch.testing.assert_close(found, loops(name, A, visible, None, *V), rtol=1e-9, atol=1e-9)
 
@@ -174,6 +176,25 @@ def test_head_similarity_equals_its_definition(generator):
     assert metrics.head_similarity(contributions[:, :1]).isnan().all()
 
 
+def test_the_nearest_head_is_the_one_of_the_largest_cosine(generator):
+    contributions = torch.randn(2, 4, 6, 5, generator=generator, dtype=torch.float64) + 0.2
+    contributions[1, 3] = -2 * contributions[1, 0]
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    expected = [states.nearest_head(c[:, m]) for c, m in zip(contributions, mask, strict=True)]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(metrics.nearest_head_similarity(contributions, mask), expected[..., 0])
+    torch.testing.assert_close(metrics.nearest_head(contributions, mask), expected[..., 1])
+
+
+def test_a_head_that_writes_nothing_has_no_nearest_and_is_nobodys(generator):
+    contributions = torch.randn(3, 6, 5, generator=generator, dtype=torch.float64)
+    contributions[1] = 0
+    for metric in (metrics.nearest_head_similarity, metrics.nearest_head):
+        assert metric(contributions).isnan().tolist() == [False, True, False]
+        assert metric(contributions[:1]).isnan().all()
+    assert metrics.nearest_head(contributions)[0] == 2
+
+
 def test_heads_that_write_into_different_directions_are_unambiguous(generator):
     W = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
     found = metrics.head_ambiguity(W, heads=3, tokens=7)
@@ -216,3 +237,21 @@ def test_a_single_query_or_key_has_no_second_singular_value_and_no_queries_have_
     assert metrics.attention_s2(torch.ones(1, 1)).isnan()
     assert metrics.attention_s2(torch.full((1, 4), 0.25)).isnan()
     assert metrics.max_logit(torch.ones(0, 4)).isnan()
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (12, 7), (8, 12)])
+def test_rank_and_condition_number_are_those_of_the_singular_values(shape, generator):
+    W = torch.randn(shape, generator=generator, dtype=torch.float64)
+    sigma = torch.linalg.svd(W).S
+    ratio = float(sigma[0] / sigma[-1]) if shape[0] <= shape[1] else float("inf")
+    assert float(metrics.conditioning(W).condition_number) == pytest.approx(ratio, rel=1e-9)
+    W[3] = W[1]
+    found = metrics.conditioning(W)
+    assert int(found.rank) == int(torch.linalg.matrix_rank(W)) == min(shape[0] - 1, shape[1])
+    assert float(found.condition_number) > 1e12
+    B = torch.randn(shape[1], 3, generator=generator, dtype=torch.float64)
+    assert int(metrics.conditioning(W, readout=B).rank) == 3
+    assert int(metrics.conditioning(W, tau=1.1).rank) == 0
+    both = metrics.head_ambiguity(W, heads=2, tokens=5)
+    assert both.degrees_of_freedom == 5 * (shape[0] - found.rank)
+    assert torch.equal(both.condition_number, found.condition_number)

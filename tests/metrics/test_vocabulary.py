@@ -71,6 +71,7 @@ def test_the_vocabulary_holds_every_metric_of_states_and_attention_and_no_other(
         "uniform_distance",
         "smoothing_gain",
         "branch_energy",
+        "contrast_gain",
         "entropy",
         "normalized_entropy",
         "effective_keys",
@@ -82,6 +83,8 @@ def test_the_vocabulary_holds_every_metric_of_states_and_attention_and_no_other(
         "sink_mass",
         "sink_position",
         "head_similarity",
+        "nearest_head_similarity",
+        "nearest_head",
         "head_ambiguity",
         "unselectable_keys",
     }

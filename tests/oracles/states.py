@@ -188,6 +188,16 @@ def head_similarity(contributions):
     return similarity(torch.stack([head.flatten() for head in contributions]))
 
 
+def nearest_head(contributions):
+    """Of each head the largest cosine with another, and that other."""
+    flat = [head.flatten() for head in contributions]
+    found = []
+    for h, one in enumerate(flat):
+        others = [(float(one @ other / _norm(one) / _norm(other)), g) for g, other in enumerate(flat) if g != h]
+        found.append(max(others))
+    return found
+
+
 def in_hull(K, i):
     """Whether key i is a convex combination of the others: the dual of the programme that the fast path solves."""
     from scipy.optimize import linprog

@@ -110,11 +110,11 @@ def take(name: str, w: World) -> torch.Tensor:
             found = metric(w.X, w.X_previous, w.mask)
         case "span_novelty":
             found = metric(w.X, w.X_0, w.mask)
-        case "branch_energy":
+        case "branch_energy" | "contrast_gain":
             found = metric(w.A, w.V, w.visible)
         case "logit_std" | "log_context_gauge" | "max_logit":
             found = metric(w.logits, w.visible)
-        case "head_similarity":
+        case "head_similarity" | "nearest_head_similarity" | "nearest_head":
             found = metric(w.contributions, w.mask[1])
         case "head_ambiguity":
             found = metric(w.W_O, heads=3, tokens=4, readout=w.readout).degrees_of_freedom

@@ -15,7 +15,7 @@ from fullrank.measure.samples import Place, Samples
 from fullrank.measure.summaries import Summaries
 from fullrank.table import Row
 
-__all__ = ["HeadObserver", "similarity_from_gram"]
+__all__ = ["HeadObserver", "cosines_from_gram"]
 
 _NO_PAIR = "fewer than two heads write anything"
 _NOT_DIRECT = "a gate or a norm lies between the kernel and W_O: what a head writes is more than A V W_O"
@@ -24,10 +24,11 @@ _NO_VALUES = "the values handed to the kernel were not seen"
 
 
 class HeadObserver:
-    """`head_similarity` and, for the full readout, `head_ambiguity` of every attention call whose W_O is known.
+    """`head_similarity`, each head's nearest, and, for the full readout, `head_ambiguity` of calls whose W_O is known.
 
     What the heads write is never formed: of Y_h = O_h W_O^h the inner products are those of O_hᵀO_g with W_O^h W_O^gᵀ.
-    Cost of a call: one product with the map, T (H d_k)² and one singular value decomposition of W_O for each layer.
+    Cost of a call: one product with the map, T (H d_v)² a sequence and scope and (H d_v)² d for W_O W_Oᵀ; and one
+    singular value decomposition of W_O for each layer.
 
     Args:
         model: the model that was surveyed.
@@ -54,7 +55,7 @@ class HeadObserver:
         return {**self.__dict__, "_model": None}  # numbers travel between processes, the model stays
 
     def see(self, event: Event) -> None:
-        """Reduce one attention call to two numbers a sequence."""
+        """Reduce one attention call to two numbers a sequence, and two a head."""
         if not isinstance(event, AttentionCall):
             return
         place = Place(event.stack, event.layer, "attention", event.part)
@@ -66,15 +67,23 @@ class HeadObserver:
             missing = torch.full((sequences,), torch.nan)
             for scope in scopes:
                 self._samples.add(place, "head_similarity", missing, scope=scope, undefined=reason)
+                of_heads = missing[:, None].expand(-1, event.attention.shape[1])
+                self._add_nearest(place, of_heads, of_heads, scope, reason)
             self._samples.add(place, "head_ambiguity", missing, undefined=reason)
             return
         Z = event.attention.matmat(event.value)  # (sequences, heads, queries, d_v)
+        flat = W_O.flatten(0, 1).double()
+        K = flat @ flat.mT
         for scope, rows in scopes.items():
-            found = torch.stack([_similarity(Z[s], rows[s], W_O) for s in range(sequences)])
-            self._samples.add(place, "head_similarity", found, scope=scope, undefined=_NO_PAIR)
+            cosines = torch.stack([_cosines(Z[s], rows[s], K) for s in range(sequences)])
+            self._samples.add(place, "head_similarity", _mean(cosines), scope=scope, undefined=_NO_PAIR)
+            nearest, which = cosines.nan_to_num(nan=-torch.inf).max(-1)
+            nearest = nearest.nan_to_num(neginf=torch.nan)
+            which = which.double().masked_fill(nearest.isnan(), torch.nan)
+            self._add_nearest(place, nearest, which, scope, _NO_PAIR)
         if place not in self._lost:
-            ambiguity = metrics.head_ambiguity(W_O.flatten(0, 1), heads=len(W_O), tokens=1)
-            self._lost[place] = int(ambiguity.degrees_of_freedom), float(ambiguity.condition_number)
+            rank, condition_number = metrics.conditioning(W_O.flatten(0, 1))
+            self._lost[place] = len(flat) - int(rank), float(condition_number)
         lost, condition = self._lost[place]
         tokens = torch.full((sequences,), Z.shape[2]) if event.real_queries is None else event.real_queries.sum(-1)
         note = f"for the full readout; condition number of W_O {condition:.3g}"
@@ -87,6 +96,10 @@ class HeadObserver:
     def merge(self, other: Self) -> None:
         """Take in the sequences that another observer saw."""
         self._samples.merge(other._samples)
+
+    def _add_nearest(self, place: Place, nearest: Tensor, which: Tensor, scope: str, undefined: str) -> None:
+        self._samples.add(place, "nearest_head_similarity", nearest, scope=scope, undefined=undefined)
+        self._samples.add(place, "nearest_head", which, scope=scope, undefined=undefined, reduce="mode")
 
     def _output(self, weight: Weight | None, call: AttentionCall) -> tuple[str, Tensor | None]:
         """W_O as (heads, d_v, width), or why it is not known."""
@@ -104,28 +117,30 @@ class HeadObserver:
         return "", torch.stack([block.mT for block in blocks]).to(call.value.device)
 
 
-def _similarity(Z: Tensor, rows: Tensor, W_O: Tensor) -> Tensor:
+def _cosines(Z: Tensor, rows: Tensor, K: Tensor) -> Tensor:
+    heads = len(Z)
     Z = torch.where(rows[:, None], Z, 0)  # (heads, queries, d_v), of which the scope takes some queries
     Z = Z.transpose(0, 1).flatten(1).to(torch.promote_types(Z.dtype, torch.float32))
-    flat = W_O.flatten(0, 1).double()
-    return similarity_from_gram((Z.mT @ Z).double() * (flat @ flat.mT), heads=len(W_O))
+    return cosines_from_gram((Z.mT @ Z).double() * K, heads=heads)
 
 
-def similarity_from_gram(products: Tensor, *, heads: int) -> Tensor:
-    """`head_similarity` from entrywise products of the Gram matrices of O and of W_O.
+def cosines_from_gram(products: Tensor, *, heads: int) -> Tensor:
+    """Cosines between what heads write, from entrywise products of the Gram matrices of O and of W_O.
 
     Args:
         products: (H d_v, H d_v), (OᵀO) ∘ (W_O W_Oᵀ); its block (h, g) adds up to ⟨Y_h, Y_g⟩.
         heads: H.
 
     Returns:
-        Mean cosine over pairs of different heads, NaN for fewer than two that write.
+        (H, H), at most 1; NaN on the diagonal and for heads that write nothing.
     """
     inner = products.reshape(heads, products.shape[0] // heads, heads, -1).sum((1, 3))
     norm = inner.diagonal().clamp(min=0).sqrt()
     writes = norm > 0
     cosines = inner / torch.where(writes, norm, 1) / torch.where(writes, norm, 1)[:, None]
-    cosines = torch.where(writes & writes[:, None], cosines, 0)
-    H = writes.sum()
-    mean = (cosines.sum() - cosines.diagonal().sum()) / (H * (H - 1))
-    return torch.where(H >= 2, mean.clamp(max=1), torch.nan)
+    pairs = writes & writes[:, None] & ~torch.eye(heads, dtype=torch.bool, device=inner.device)
+    return torch.where(pairs, cosines.clamp(-1, 1), torch.nan)
+
+
+def _mean(cosines: Tensor) -> Tensor:
+    return cosines.flatten(-2).nanmean(-1)

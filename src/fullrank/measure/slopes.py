@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fullrank.measure.contexts import Reading
 from fullrank.measure.samples import Gathered, Place, Samples
-from fullrank.table import Row, Slope
+from fullrank.table import Row, Slope, without_context
 
 __all__ = ["Trend", "slopes", "trend"]
 
@@ -23,7 +23,7 @@ _ALONE = "one sequence: no interval"
 _INFINITE = "the value is not finite"
 _UNPAIRED = "no sequence has the number at two contexts"
 _SAME = "the sequences of the contexts cannot be told to be the same"
-_POSITIONS = frozenset({"sink_position"})
+_POSITIONS = frozenset({"nearest_head", "sink_position"})
 
 
 class Trend(NamedTuple):
@@ -82,7 +82,7 @@ def slopes(readings: Sequence[Reading]) -> list[Slope]:
     rows: dict[tuple[Place, str, str, int | None], dict[int, Row]] = {}
     for reading in readings:
         for row in reading.rows:
-            scope = row.scope.removesuffix(f"+context={reading.context}")
+            scope, _ = without_context(row.scope)
             key = (Place(row.stack, row.layer, row.site, row.part), row.metric, scope, row.head)
             if row.metric not in _POSITIONS:
                 rows.setdefault(key, {})[reading.context] = row

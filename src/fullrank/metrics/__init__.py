@@ -38,13 +38,22 @@ from fullrank.metrics.gradients import (
     gradient_rms,
     query_key_to_value_output,
 )
-from fullrank.metrics.heads import HeadAmbiguity, head_ambiguity, head_similarity
+from fullrank.metrics.heads import (
+    Conditioning,
+    HeadAmbiguity,
+    conditioning,
+    head_ambiguity,
+    head_similarity,
+    nearest_head,
+    nearest_head_similarity,
+)
 from fullrank.metrics.maps import (
     attention_s1,
     attention_s2,
     attention_stable_rank,
     branch_energy,
     bulk_excess,
+    contrast_gain,
     outlier_share,
     permuted_map,
     smoothing_gain,
@@ -87,6 +96,7 @@ from fullrank.metrics.weights import (
 
 __all__ = [
     "VOCABULARY",
+    "Conditioning",
     "Definition",
     "EnergyShares",
     "HeadAmbiguity",
@@ -108,6 +118,8 @@ __all__ = [
     "channel_entropy",
     "column_mean",
     "condensation",
+    "conditioning",
+    "contrast_gain",
     "distinct_at_dtype",
     "effective_keys",
     "effective_rank",
@@ -131,6 +143,8 @@ __all__ = [
     "logit_std",
     "max_logit",
     "max_to_median",
+    "nearest_head",
+    "nearest_head_similarity",
     "nearest_neighbours",
     "neighbour_cosine",
     "neighbourhood_overlap",

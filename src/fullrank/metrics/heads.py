@@ -9,7 +9,15 @@ from torch import Tensor
 from fullrank.errors import BatchError
 from fullrank.metrics.accumulate import accumulate, balanced
 
-__all__ = ["HeadAmbiguity", "head_ambiguity", "head_similarity"]
+__all__ = [
+    "Conditioning",
+    "HeadAmbiguity",
+    "conditioning",
+    "head_ambiguity",
+    "head_similarity",
+    "nearest_head",
+    "nearest_head_similarity",
+]
 
 
 def head_similarity(
@@ -31,6 +39,52 @@ def head_similarity(
     together = Y.sum(-3).square().sum((-2, -1))
     mean = (together - Y.square().sum((-3, -2, -1))) / (H * (H - 1))
     return torch.where(H >= 2, mean.clamp(max=1), torch.nan)
+
+
+def nearest_head_similarity(
+    contributions: Float[Tensor, "*batch heads tokens width"], mask: Bool[Tensor, "*batch tokens"] | None = None
+) -> Float[Tensor, "*batch heads"]:
+    """Of each head the largest cosine of what it writes, O_h = A_h V_h W_O^h as one long vector, with another's.
+
+    Where it is 1 for two heads one of them can be dropped and the other's W_O^h multiplied, and the layer writes what
+    it wrote: of a pair of cosine c that loses √(1 − c²) of the dropped head's share. Range [−1, 1]; null about
+    √(2 log H/(T d)) for independent heads, up to √(2 log H/d) where all tokens are read alike. NaN for a head that
+    writes nothing or has no other beside it. Invariant to token order, rotation and the size of each head. O(H² T d).
+    """
+    return _cosines(contributions, mask).amax(-1).nan_to_num(neginf=torch.nan)
+
+
+def nearest_head(
+    contributions: Float[Tensor, "*batch heads tokens width"], mask: Bool[Tensor, "*batch tokens"] | None = None
+) -> Float[Tensor, "*batch heads"]:
+    """Index of the head of `nearest_head_similarity`. NaN where there is none. O(H² T d)."""
+    cosines = _cosines(contributions, mask)
+    return torch.where(cosines.amax(-1).isfinite(), cosines.argmax(-1).to(cosines.dtype), torch.nan)
+
+
+def _cosines(contributions: Tensor, mask: Tensor | None) -> Tensor:
+    """Between heads; −∞ on the diagonal and for heads that write nothing."""
+    Y = accumulate(contributions)
+    if mask is not None:
+        Y = torch.where(mask[..., None, :, None], Y, 0)
+    Y = balanced(Y)[0].flatten(-2)
+    norm = torch.linalg.vector_norm(Y, dim=-1, keepdim=True)
+    Y = Y / torch.where(norm > 0, norm, 1)
+    writes = (norm > 0).squeeze(-1)
+    pairs = writes[..., :, None] & writes[..., None, :] & ~torch.eye(Y.shape[-2], dtype=torch.bool, device=Y.device)
+    return (Y @ Y.mT).clamp(-1, 1).masked_fill(~pairs, -torch.inf)
+
+
+class Conditioning(NamedTuple):
+    """What a linear readout of the layer's output can tell of the heads' outputs.
+
+    Attributes:
+        rank: rank_τ(W_O B), how many directions of the heads' outputs it sees.
+        condition_number: σ₁/σ_min of W_O (∞ when it is singular).
+    """
+
+    rank: Int[Tensor, ""]
+    condition_number: Float[Tensor, ""]
 
 
 class HeadAmbiguity(NamedTuple):
@@ -79,14 +133,38 @@ def head_ambiguity(
         raise BatchError(
             f"heads={heads} does not divide the {inner} rows of W_O; pass W_O with one block of rows per head."
         )
-    if tau is None:
-        tau = max(W_O.shape) * torch.finfo(W_O.dtype).eps
+    tau = _threshold(W_O) if tau is None else tau
+    rank, condition_number = conditioning(W_O, readout=readout, tau=tau)
+    blocks = W_O.double().reshape(heads, inner // heads, width)
+    _, sigma, basis = torch.linalg.svd(blocks, full_matrices=False)
+    basis = torch.where((sigma > tau * sigma[:, :1])[..., None], basis, 0)
+    cosines = torch.linalg.svdvals(basis[:, None] @ basis[None].mT).clamp(max=1)
+    return HeadAmbiguity(tokens * (inner - rank), condition_number, cosines.arccos())
+
+
+def conditioning(
+    W_O: Float[Tensor, "inner width"], *, readout: Float[Tensor, "width seen"] | None = None, tau: float | None = None
+) -> Conditioning:
+    """Rank and condition number behind `head_ambiguity`, without the angles between heads.
+
+    One singular value decomposition, O(inner² width), and one of W_O B where there is a readout.
+
+    Args:
+        W_O: output projection, rows ordered by head.
+        readout: B; None for the full output.
+        tau: singular values above tau·σ₁ count towards the rank; by default max(shape)·ε of the dtype of W_O.
+
+    Returns:
+        Rank, condition number.
+    """
+    tau = _threshold(W_O) if tau is None else tau
+    inner, width = W_O.shape
     W = W_O.double()
     sigma = torch.linalg.svdvals(W)
     seen = sigma if readout is None else torch.linalg.svdvals(W @ readout.double())
-    rank = (seen > tau * seen[0]).sum()
     smallest = sigma[-1] if inner <= width else torch.zeros_like(sigma[0])
-    _, block_sigma, basis = torch.linalg.svd(W.reshape(heads, inner // heads, width), full_matrices=False)
-    basis = torch.where((block_sigma > tau * block_sigma[:, :1])[..., None], basis, 0)
-    cosines = torch.linalg.svdvals(basis[:, None] @ basis[None].mT).clamp(max=1)
-    return HeadAmbiguity(tokens * (inner - rank), sigma[0] / smallest, cosines.arccos())
+    return Conditioning((seen > tau * seen[0]).sum(), sigma[0] / smallest)
+
+
+def _threshold(W: Tensor) -> float:
+    return max(W.shape) * torch.finfo(W.dtype).eps

@@ -114,6 +114,19 @@ _SPECTRA = (
         cost="one product with A",
         invariances=_ALL,
     ),
+    _map(
+        "contrast_gain",
+        "√(mean_t ‖o_t − ō‖² / mean_s ‖v_s − v̄‖²), o = AV: how much of the values' differences from token to token "
+        "comes out. That is the gain of their non-mean part; the gain of their mean is 1, as rows sum to one. What "
+        "smoothing_gain bounds, for the values that were there.",
+        healthy="a good part of 1, at every context",
+        collapsed="0: all queries get the same; falling like 1/√T: a long context is averaged",
+        null="√(Y₂ − 1/T), that is √((exp s² − 1)/T), for independent rows of logit std s and values that know nothing "
+        "of the keys; beyond T ≈ d it stays near s/√d",
+        source="mind_the_gap (2410.07799)",
+        cost="one product with A, shared with branch_energy",
+        invariances=_ALL,
+    ),
 )
 
 _ROWS = (
@@ -228,6 +241,29 @@ _HEADS = (
         source="definition",
         per_head=False,
         cost="O(H T d)",
+        invariances=_ALL,
+    ),
+    _map(
+        "nearest_head_similarity",
+        "Largest cosine of what a head writes to the stream, A_h V_h W_O^h as one long vector, with what another "
+        "head of its layer writes. At 1 one of the two can be dropped and the other's W_O^h multiplied.",
+        range=(-1.0, 1.0),
+        healthy="well below 1",
+        collapsed="1: another head of the layer writes the same",
+        null="about √(2 log H/(T d)); √(2 log H/d) where all tokens are read alike",
+        source="definition",
+        cost="O(H² T d)",
+        invariances=_ALL,
+    ),
+    _map(
+        "nearest_head",
+        "Index of the head that writes most alike (see nearest_head_similarity).",
+        unit="index",
+        healthy="any",
+        collapsed="any: it says which, not whether",
+        null="any",
+        source="definition",
+        cost="O(H² T d)",
         invariances=_ALL,
     ),
     _map(

@@ -17,7 +17,7 @@ _OF_THE_BATCH = frozenset(
     {"shared_energy", "sequence_energy", "token_energy", "similarity_across", "similarity_standardized"}
 )
 # A place in the sequence: halfway between two of them lies a third that has nothing to do with either.
-_POSITIONS = frozenset({"sink_position"})
+_POSITIONS = frozenset({"nearest_head", "sink_position"})
 
 _APART = "pooled from several batches; measured together it may differ"
 _DIFFERENT = "positions differ between the batches"
