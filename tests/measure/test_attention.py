@@ -61,7 +61,7 @@ def test_row_numbers_are_means_over_the_rows_of_the_scope(qkv, causal, scope):
     for head in range(3):
         per_sequence = {name: [] for name in ("entropy", "normalized_entropy", "inverse_participation", "selectivity")}
         per_sequence |= {name: [] for name in ("effective_keys", "logit_std", "log_context_gauge", "max_logit")}
-        per_sequence |= {"sink_mass": [], "branch_energy": []}
+        per_sequence |= {"sink_mass": [], "branch_energy": [], "contrast_gain": []}
         for b in range(2):
             last = int(real[b].sum())
             found = list(dense_rows(q[b, head], k[b, head], causal, real[b]))
@@ -89,6 +89,8 @@ def test_row_numbers_are_means_over_the_rows_of_the_scope(qkv, causal, scope):
             AV = torch.stack([p @ v[s] for _, s, p, _ in found])
             UV = torch.stack([v[s].mean(0) for _, s, *_ in found])
             per_sequence["branch_energy"].append((AV - UV).square().sum() / AV.square().sum())
+            out, into = (X.var(0, correction=0).sum() for X in (AV, v[real[b]]))
+            per_sequence["contrast_gain"].append((out / into).sqrt())
         for name, values in per_sequence.items():
             expected = float(torch.stack(values).mean())
             assert number(rows, name, head, scope) == pytest.approx(expected, rel=1e-4, abs=1e-6), name
@@ -131,9 +133,10 @@ def test_unseen_values_give_a_reason_instead_of_a_number(qkv):
     q, k, _ = qkv
     observer = AttentionObserver()
     observer.see(call(AttentionOperator(q, k)))
-    (row,) = [r for r in observer.rows() if r.metric == "branch_energy" and r.head == 0]
-    assert row.value is None
-    assert "values" in row.note
+    for metric in ("branch_energy", "contrast_gain"):
+        (row,) = [r for r in observer.rows() if r.metric == metric and r.head == 0]
+        assert row.value is None
+        assert "values" in row.note
 
 
 def test_positions_count_real_tokens_however_the_batch_is_padded(generator):

@@ -122,10 +122,11 @@ def test_one_draw_has_no_standard_error():
     assert bool(stderr.isnan().all())
 
 
-def test_branch_energy_needs_its_values_and_unknown_names_are_refused():
+def test_metrics_of_values_need_them_and_unknown_names_are_refused():
     w = world(0)
-    mean, _ = metrics.permuted_null("branch_energy", w.A, w.visible, V=w.V)
-    assert mean.shape == (3,)
-    for name in ("branch_energy", "logit_std", "nonsense"):
+    for name in ("branch_energy", "contrast_gain"):
+        mean, _ = metrics.permuted_null(name, w.A, w.visible, V=w.V)
+        assert mean.shape == (3,)
+    for name in ("branch_energy", "contrast_gain", "logit_std", "nonsense"):
         with pytest.raises(TableError, match="has no permuted null"):
             metrics.permuted_null(name, w.A, w.visible)

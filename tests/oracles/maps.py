@@ -135,3 +135,15 @@ def branch_energy(A, V, visible, rows):
     kept = _restricted(A, visible, rows)
     apart = (kept - _uniform(A, visible, rows)) @ V
     return float((apart**2).sum() / ((kept @ V) ** 2).sum())
+
+
+def _apart(vectors):
+    """Mean squared distance from the mean vector."""
+    mean = sum(vectors) / len(vectors)
+    return sum(float(((x - mean) ** 2).sum()) for x in vectors) / len(vectors)
+
+
+def contrast_gain(A, V, visible, rows):
+    used = [s for s in range(A.shape[1]) if any(bool(visible[t, s]) for t in range(A.shape[0]))]
+    outputs = [sum(A[t, s] * V[s] for s in _seen(visible, t)) for t in _rows(visible, rows)]
+    return math.sqrt(_apart(outputs) / _apart([V[s] for s in used]))

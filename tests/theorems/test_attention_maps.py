@@ -57,6 +57,7 @@ def test_uniform_attention_has_rank_one(T):
     close(metrics.uniform_distance(A), 0)
     close(metrics.smoothing_gain(A), 0)
     close(metrics.branch_energy(A, normal(0, T, 3)), 0)
+    close(metrics.contrast_gain(A, normal(0, T, 3)), 0)
     close(metrics.normalized_entropy(A), 1)
     close(metrics.effective_keys(A), T)
     close(metrics.inverse_participation(A), 1 / T)
@@ -88,6 +89,7 @@ def test_a_pure_sink_has_rank_one_and_the_largest_singular_value(T):
     close(metrics.sink_mass(A), 1)
     assert metrics.sink_position(A) == 1
     close(metrics.smoothing_gain(A), 0)
+    close(metrics.contrast_gain(A, normal(0, T, 3)), 0)
 
 
 @given(seed=seeds, T=T_range)
@@ -143,6 +145,29 @@ def test_subtracting_the_uniform_map_is_centring_the_values(seed, T):
     centered = V - V.mean(0)
     close(metrics.branch_energy(A, V), ((A @ centered).square().sum() / (A @ V).square().sum()))
     close(metrics.branch_energy(A, torch.ones(T, 3, dtype=torch.float64)), 0)
+
+
+@given(seed=seeds, T=T_range)
+@settings(deadline=None, max_examples=20)
+def test_the_contrast_gain_is_at_most_the_smoothing_gain_and_does_not_see_the_mean_of_the_values(seed, T):
+    A, V = normal(seed, T, T).softmax(-1), normal(seed + 1, T, 3)
+    gain = metrics.contrast_gain(A, V)
+    assert gain <= metrics.smoothing_gain(A) + 1e-9
+    close(metrics.contrast_gain(A, V + 30.0), gain)
+    close(metrics.contrast_gain(torch.eye(T, dtype=torch.float64), V), 1)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_of_values_that_know_nothing_of_the_map_the_contrast_gain_follows_from_the_participation(mask):
+    """√(Y₂ − ‖c‖²), c the mean row; of late queries where attention is causal."""
+    T, d = 128, 4000
+    visible = causal(T) if mask == "causal" else torch.ones(T, T, dtype=torch.bool)
+    late = torch.arange(T) >= T // 2 if mask == "causal" else None
+    A = normal(0, 4, T, T).masked_fill(~visible, -1e30).softmax(-1)
+    found = metrics.contrast_gain(A, normal(1, T, d), visible, late)
+    c = metrics.column_mean(A, visible, late)
+    expected = (metrics.inverse_participation(A, visible, late) - c.square().sum(-1)).sqrt()
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.8])

@@ -34,7 +34,7 @@ _NO_VALUES = "the values handed to the kernel were not seen"
 
 
 class AttentionObserver:
-    """Row statistics of every head: entropy, selectivity, logits, sinks, branch energy.
+    """Row statistics of every head: entropy, selectivity, logits, sinks, branch energy, contrast gain.
 
     Each number is the mean over a sequence's rows in the scope, then over sequences. `no-sink` scopes leave out the
     keys that hold at least `SINK_SHARE` of a head's attention and renormalise the rows; where a head has no such key
@@ -115,7 +115,8 @@ class AttentionObserver:
         if call.value is None:
             missing = torch.full(call.attention.shape[:2], torch.nan)
             for scope in scopes:
-                self._samples.add(place, "branch_energy", missing, scope=scope, undefined=_NO_VALUES)
+                for metric in ("branch_energy", "contrast_gain"):
+                    self._samples.add(place, metric, missing, scope=scope, undefined=_NO_VALUES)
             return
         AV = call.attention.matmat(call.value)
         centred = AV - call.attention.uniform().matmat(call.value)
@@ -125,6 +126,19 @@ class AttentionObserver:
             rest = torch.where(keep, centred, 0).square().sum((-2, -1), dtype=torch.float64)
             none = _NO_ROW if not bool(rows.any()) else "the heads' outputs are zero"
             self._samples.add(place, "branch_energy", rest / energy, scope=scope, undefined=none)
+        self._see_contrast(place, call, scopes, AV)
+
+    def _see_contrast(self, place: Place, call: AttentionCall, scopes: dict[str, Tensor], AV: Tensor) -> None:
+        assert call.value is not None
+        sequences, heads, _, keys = call.attention.shape
+        real = real_or_all(call.real_keys, sequences, keys, AV.device)
+        spread_in = _spread(call.value.to(AV.dtype), real)
+        spread_in = spread_in.repeat_interleave(heads // spread_in.shape[1], 1)  # key heads serve several heads each
+        for scope, rows in scopes.items():
+            several = (rows.sum(-1) > 1)[:, None]
+            gain = torch.where(several, _spread(AV, rows) / spread_in, torch.nan).sqrt()
+            none = "the values of all tokens are equal" if bool(several.any()) else _NO_ROWS
+            self._samples.add(place, "contrast_gain", gain, scope=scope, undefined=none)
 
     def _see_without_sinks(
         self,
@@ -140,3 +154,11 @@ class AttentionObserver:
             attention = attention.without_keys(sinks)
             summary = attention.summary(groups=rows.unsqueeze(0))
         self._see_distribution(place, attention, summary, summary.column_mean[-1], rows, scope)
+
+
+def _spread(X: Tensor, kept: Tensor) -> Tensor:
+    """Mean squared distance of vectors from their mean, head by head: X (sequences, heads, tokens, width)."""
+    n = kept.sum(-1)[:, None]
+    keep = kept[:, None, :, None]
+    mean = torch.where(keep, X, 0).sum(-2, keepdim=True, dtype=torch.float64) / n[..., None, None]
+    return torch.where(keep, X - mean.to(X.dtype), 0).square().sum((-2, -1), dtype=torch.float64) / n

@@ -18,6 +18,7 @@ __all__ = [
     "attention_stable_rank",
     "branch_energy",
     "bulk_excess",
+    "contrast_gain",
     "outlier_share",
     "permuted_map",
     "smoothing_gain",
@@ -145,6 +146,34 @@ def branch_energy(
     V = V.to(A.dtype)
     centered = ((A - visible_uniform(A, visible)) @ V).square().sum((-2, -1))
     return _nan_if_empty(centered / (A @ V).square().sum((-2, -1)), kept)
+
+
+def contrast_gain(
+    A: Float[Tensor, "*batch queries keys"],
+    V: Float[Tensor, "*#batch keys width"],
+    visible: Bool[Tensor, "*#batch #queries #keys"] | None = None,
+    rows: Bool[Tensor, "*#batch #queries"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Spread of what comes out over spread of what goes in: √(mean_t ‖o_t − ō‖² / mean_s ‖v_s − v̄‖²), o = AV.
+
+    The gain of the values' non-mean part; that of their mean part is the rows' sum, 1. ō is the mean over the asked
+    queries, v̄ over the keys that any query sees. Range [0, √T], at most `smoothing_gain` · √(#keys / #queries); 0 for
+    full uniform attention and for pure sinks, 1 for the identity. For values that know nothing of the map √(Y₂ − ‖c‖²),
+    c the mean row: with independent rows σ/√T, and a constant over √T for late queries of causal attention. NaN for
+    fewer than two queries, and for values that are all equal. O(T S d).
+    """
+    A, kept = _kept(A, visible, rows)
+    V = V.to(A.dtype)
+    seen = torch.ones_like(A[..., 0, :], dtype=torch.bool) if visible is None else visible.expand(A.shape).any(-2)
+    spread_in = _spread(V.expand(*A.shape[:-2], *V.shape[-2:]), seen)
+    return _nan_if_empty((_spread(A @ V, kept) / spread_in).sqrt(), kept, 2)
+
+
+def _spread(X: Tensor, kept: Tensor) -> Tensor:
+    """Mean squared distance of the kept vectors from their mean."""
+    n = kept.sum(-1)
+    mean = torch.where(kept[..., None], X, 0).sum(-2, keepdim=True) / n[..., None, None]
+    return torch.where(kept[..., None], X - mean, 0).square().sum((-2, -1)) / n
 
 
 def permuted_map(

@@ -118,6 +118,10 @@ _OF_A_MAP: dict[str, Callable[..., Tensor]] = {
     )
     for name in names
 }
+_WITH_VALUES: dict[str, Callable[..., Tensor]] = {
+    "branch_energy": maps.branch_energy,
+    "contrast_gain": maps.contrast_gain,
+}
 
 
 def permuted_null(
@@ -140,7 +144,7 @@ def permuted_null(
         A: the map.
         visible: which keys each query sees.
         rows: which queries the metric is taken over.
-        V: values, for `branch_energy`.
+        V: values, for `branch_energy` and `contrast_gain`.
         draws: how many shuffled maps.
         seed: of their own generator.
 
@@ -148,22 +152,18 @@ def permuted_null(
         Mean and its standard error (NaN for a single draw), one per map.
 
     Raises:
-        TableError: for a metric that is not one of a map, or `branch_energy` without V.
+        TableError: for a metric that is not one of a map, or one of maps and values without V.
     """
     generator = torch.Generator().manual_seed(seed)
-    if metric == "branch_energy" and V is not None:
-        found = [
-            maps.branch_energy(maps.permuted_map(A, visible, generator=generator), V, visible, rows)
-            for _ in range(draws)
-        ]
+    if metric in _WITH_VALUES and V is not None:
+        of_values = _WITH_VALUES[metric]
+        found = [of_values(maps.permuted_map(A, visible, generator=generator), V, visible, rows) for _ in range(draws)]
     elif metric in _OF_A_MAP:
         of = _OF_A_MAP[metric]
         found = [of(maps.permuted_map(A, visible, generator=generator), visible, rows) for _ in range(draws)]
     else:
-        known = ", ".join(sorted(_OF_A_MAP))
-        raise TableError(
-            f"metric={metric!r} has no permuted null; those that have one: branch_energy (with V=), {known}."
-        )
+        known = ", ".join([*(f"{name} (with V=)" for name in _WITH_VALUES), *sorted(_OF_A_MAP)])
+        raise TableError(f"metric={metric!r} has no permuted null; those that have one: {known}.")
     return _mean_and_stderr(torch.stack(found))
 
 
