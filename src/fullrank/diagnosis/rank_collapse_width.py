@@ -1,0 +1,126 @@
+"""Rank collapse in width: the longer the context, the smaller the differences between tokens that attention passes on.
+
+Write the values as their mean and the rest, V = 1v̄ᵀ + V'. Rows of A sum to one, so the mean comes out as it went in,
+A1v̄ᵀ = 1v̄ᵀ, whatever the context. The rest comes out as (I − J)AV', and `contrast_gain` is its size over that of V'.
+
+Under the random-matrix law, rows of independent logits whose spread does not depend on T, A_ts = e^{a_ts} / Σ_r
+e^{a_tr} with a ~ N(0, s²), σ² = e^{s²} − 1, full attention has E Σ_s A_ts² = (1 + σ²)/T and a mean row of energy 1/T:
+the gain is σ/√T. The rows of causal attention are those of length t: over late queries, T/2 < t ≤ T, E Σ_s A_ts²
+averages to 2 ln 2 (1 + σ²)/T, and the mean row c(s) = (2/T) ln(T / max(s, T/2)) has the energy 1.227/T: the gain is
+√((0.159 + 1.386 σ²)/T). Both fall like T^{−1/2}; a head that keeps choosing its keys has the exponent 0. The law needs
+values that know nothing of the logits; read from the same d directions they add about s²/d to the squared gain, which
+therefore stops falling near T ≈ d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from fullrank.diagnosis.evidence import Evidence
+from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
+from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.over_contexts import NEEDS_LENGTHS, Growth, growths, span
+from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.report.verdict import Severity
+
+__all__ = ["FAILURE"]
+
+
+def _look(evidence: Evidence) -> Looked:
+    if not evidence.slopes:
+        return Looked(unchecked=NEEDS_LENGTHS)
+    found = growths(evidence, "contrast_gain", least=threshold("rank-collapse-width.rounding"))
+    if not found:
+        return Looked(
+            unchecked="no layer's attention was seen with its values at two lengths, of two sequences or more, above "
+            "the floor."
+        )
+    collapses = _as_no_longer_trained if evidence.weights == "trained" else _beyond_random
+    suspicions = []
+    for (stack, part), some in groupby(found, key=lambda one: (one.stack, one.part)):
+        of_stack = list(some)
+        fallen = [one for one in of_stack if collapses(one)]
+        if len(fallen) >= threshold("rank-collapse-width.layers") * len(of_stack):
+            suspicions.append(_suspicion(stack, part, fallen, trained=evidence.weights == "trained"))
+    exponents = span([one.together.value for one in found])
+    first = found[0].contexts
+    clear = (
+        f"the part of the values that differs from token to token comes out like context^({exponents}) "
+        f"from {first[0]} to {first[-1]} tokens, layer by layer; at random like context^(−0.50)."
+    )
+    return Looked(tuple(suspicions), clear=clear)
+
+
+def _as_no_longer_trained(one: Growth) -> bool:
+    """Whether trained attention loses differences as fast as random attention does, and has few left."""
+    exponent, reference = one.together, _reference(one)
+    return (
+        exponent.high < threshold("rank-collapse-width.exponent")
+        and exponent.value <= threshold("rank-collapse-width.reference") * reference
+        and one.size(one.contexts[-1]) < threshold("rank-collapse-width.gain")
+    )
+
+
+def _beyond_random(one: Growth) -> bool:
+    """Whether fresh attention loses differences faster than random attention does."""
+    faster = threshold("rank-collapse-width.fresh") * threshold("rank-collapse-width.random")
+    return one.together.high < faster
+
+
+def _reference(one: Growth) -> float:
+    first = one.together_at_first
+    return threshold("rank-collapse-width.random") if first is None else first
+
+
+def _suspicion(stack: str, part: str, fallen: Sequence[Growth], *, trained: bool) -> Suspicion:
+    layers = tuple(one.layer for one in fallen)
+    contexts = fallen[0].contexts
+    exponents = span([one.together.value for one in fallen])
+    first = [one.together_at_first for one in fallen]
+    known = [value for value in first if value is not None]
+    there = f"{span(known)} at its own initialisation" if known else "−0.50 for random attention"
+    last = max(one.size(contexts[-1]) for one in fallen)
+    where = f"{stack} layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    attention = "attention" if part == "self" else f"{part} attention"
+    claim = (
+        f"In {attention} of {where} the differences between tokens shrink with the context while their mean comes "
+        f"through whole: like context^({exponents}) from {contexts[0]} to {contexts[-1]} tokens (against {there}), to "
+        f"at most {last:.2g} of what went in."
+    )
+    mean = Intervention("mean-head", stack, layers[0], part=part, also=layers[1:])
+    test = Test(mean, expects="no effect", limits=effect_limits())
+    return Suspicion(
+        claim=claim,
+        stack=stack,
+        severity=Severity.WARN if trained else Severity.NOTE,
+        layers=layers,
+        comparisons=tuple(
+            one.compared(one.together, one.together_at_first, threshold("rank-collapse-width.random")) for one in fallen
+        ),
+        tests=(test,) if trained else (),
+    )
+
+
+FAILURE = Failure(
+    name="rank-collapse-width",
+    title="Rank collapse in width",
+    means="Attention passes the mean of the values on whole and their differences from token to token reduced. Where "
+    "it does not choose its keys, that reduction grows with the context, like the square root of its length: in a long "
+    "context every query gets nearly the same.",
+    harmless="A layer whose work is to average, such as one that reads the topic of a text, does so at every length. "
+    "At default initialisation all layers fall like random attention, and train. Where the residual stream is large "
+    "beside what attention writes, tokens stay apart without it.",
+    tested="What the attention of these layers writes is replaced by its mean over the tokens (over what each query "
+    "has seen, where attention is causal), in all of them at once: the suspicion holds where that changes nothing.",
+    refuted_by="An effect of replacing what these layers write by its mean over the tokens; or a slope over longer "
+    "contexts whose interval reaches up to 0.",
+    command="fullrank examine {model} --contexts 256,1024,4096 --verify",
+    papers=(
+        "mind_the_gap: Mind the Gap: a Spectral Analysis of Rank Collapse and Signal Propagation in Attention Layers "
+        "(2410.07799)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
+    ),
+    valid_for="any",
+    look=_look,
+)
