@@ -31,7 +31,7 @@ def _look(evidence: Evidence) -> Looked:
             continue
         dead = [layer for layer in change if _change(evidence, stack, updates[layer]) < _limit()]
         if dead:
-            suspicions += _suspected(evidence, stack, change, dead)
+            suspicions += _suspected(evidence, stack, change, dead, len(updates))
         least = min(change, key=lambda layer: change[layer])
         left_out = f"; {layer_words(rounding)} left out, at the float floor" if rounding else ""
         said.append(
@@ -71,22 +71,27 @@ def _change(evidence: Evidence, stack: str, row: Row, *, sure: bool = True) -> f
     return share
 
 
-def _suspected(evidence: Evidence, stack: str, change: Mapping[int, float], dead: list[int]) -> list[Suspicion]:
+def _suspected(
+    evidence: Evidence, stack: str, change: Mapping[int, float], dead: list[int], depth: int
+) -> list[Suspicion]:
     """One of each run of blocks, or one of all of them where they are a good part of the stack."""
-    many = len(dead) >= threshold("dead-depth.blocks") * len(change)
+    many = len(dead) >= threshold("dead-depth.blocks") * depth
     severity = Severity.FAIL if many else Severity.WARN
-    return [_suspicion(evidence, stack, change, blocks, severity) for blocks in ([tuple(dead)] if many else runs(dead))]
+    return [
+        _suspicion(evidence, stack, change, blocks, depth, severity)
+        for blocks in ([tuple(dead)] if many else runs(dead))
+    ]
 
 
 def _suspicion(
-    evidence: Evidence, stack: str, change: Mapping[int, float], blocks: tuple[int, ...], severity: Severity
+    evidence: Evidence, stack: str, change: Mapping[int, float], blocks: tuple[int, ...], depth: int, severity: Severity
 ) -> Suspicion:
     largest = max(change[block] for block in blocks)
     others = [share for share in change.values() if share > _limit()]
     beside = f" (the median of the others: {_percent(statistics.median(others))})" if others else ""
     plural = len(blocks) > 1
     claim = (
-        f"{stack} {layer_words(blocks, 'block')} of {len(change)} {'change' if plural else 'changes'} the stream by "
+        f"{stack} {layer_words(blocks, 'block')} of {depth} {'change' if plural else 'changes'} the stream by "
         f"{'at most ' if plural else ''}{_percent(largest)}{' each' if plural else ''}{beside}: "
         f"{'they do' if plural else 'it does'} next to nothing."
     )

@@ -180,8 +180,8 @@ FAILURE = Failure(
     ),
     harmless=(
         "Equal words in a model without positions are equal from the start; only pairs that an earlier layer had "
-        "count. Beyond the range of float8 is no fault where tensors are scaled before they are cast. Massive activations of "
-        "a few entries belong to how trained decoders use attention sinks."
+        "count. Beyond the range of float8 is no fault where tensors are scaled before they are cast. Massive "
+        "activations of a few entries belong to how trained decoders use attention sinks."
     ),
     tested=(
         "From the numbers alone: the share of pairs of tokens that still differ, bit by bit, is held against that of "
