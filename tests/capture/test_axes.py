@@ -70,7 +70,7 @@ def test_an_einsum_with_an_ellipsis_over_blocks_of_a_stream_with_its_channels_fi
     x = torch.randn(3, 32, 4, 5, generator=torch.Generator().manual_seed(0))
     keep, recorder, _ = record(model, lambda: model(x))
     (stack,) = recorder.anatomy.stacks
-    assert (stack.channels_first, stack.heads, stack.width) == (True, 4, 32)
+    assert (stack.layout.axes, stack.heads, stack.width) == ("channels first", 4, 32)
     assert torch.equal(keep.states()[0], x.flatten(2).mT)
     assert [call.attention.shape for call in keep.calls] == [(30, 4, 2, 2)] * 2
     for block, call in zip(model, keep.calls, strict=True):

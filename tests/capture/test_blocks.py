@@ -281,7 +281,7 @@ def test_a_grid_of_tokens_is_a_sequence_of_tokens():
     model = sharp(nn.Sequential(GridBlock(), GridBlock()))
     x = torch.randn(2, 4, 6, 32, generator=torch.Generator().manual_seed(0))
     keep, recorder, _ = record(model, lambda: model(x))
-    assert recorder.anatomy.stacks[0].grid
+    assert recorder.anatomy.stacks[0].layout.axes == "channels last"
     assert torch.equal(keep.states()[0], x.flatten(1, 2))
     assert torch.equal(keep.states()[2], model(x).flatten(1, 2))
     assert set(keep.states("stream", "mid")) == {1, 2}

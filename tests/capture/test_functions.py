@@ -149,6 +149,17 @@ def test_a_call_that_cannot_be_read_is_said():
     assert any("flash_attn_with_kvcache was not read: it writes new keys into a cache" in n for n in recorder.notes)
 
 
+def test_a_table_of_pages_is_said_and_the_forward_goes_on():
+    pages = torch.zeros(3, 2, dtype=torch.int32)
+
+    def attention(q, k, v):
+        return flash_attn_varlen_func(q[0], k[0], v[0], ENDS, ENDS, 6, 6, causal=True, block_table=pages)[None]
+
+    keep, recorder, _ = looked_at(attention, states(1, sum(LENGTHS)))
+    assert not keep.calls
+    assert any("flash_attn_varlen_func was not read" in note and "page" in note for note in recorder.notes)
+
+
 def test_a_function_that_a_module_of_the_model_holds_is_found_and_put_back():
     kernel = kernels.flash_attn_func
     model = sharp(nn.Sequential(Calling(kernel), Calling(kernel)))

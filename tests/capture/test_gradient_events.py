@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from families import build
-from plain import PlainGPT, sharp, tokens
+from plain import Block, PlainGPT, sharp, tokens
+from seen import Keep as KeepAll
 from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
@@ -21,21 +22,11 @@ from fullrank.capture import GradientState, Recorder, StreamState, register_atte
 from fullrank.capture.calls import KernelCall
 
 
-class Keep:
-    """An observer that keeps every event."""
+class Keep(KeepAll):
+    """An observer that keeps every event, and gives gradients by their place."""
 
     def __init__(self, *needs):
-        self.needs = frozenset({"gradient", *needs})
-        self.events = []
-
-    def see(self, event):
-        self.events.append(event)
-
-    def rows(self):
-        return []
-
-    def merge(self, other):
-        self.events += other.events
+        super().__init__(frozenset({"gradient", *needs}))
 
     def gradients(self, backward=0):
         return {
@@ -234,6 +225,26 @@ def test_the_state_between_attention_and_mlp_has_its_gradient():
             x = x + block.mlp(block.ln_2(x))
         (expected,) = torch.autograd.grad(x, mid, cotangent(x))
         assert_close(keep.gradients()["decoder", layer, "mid", "state"], expected, atol=1e-5, rtol=1e-5)
+
+
+class FlatBlock(Block):
+    """Adds its attention to a stream without an axis of sequences, as blocks with routers do."""
+
+    def forward(self, x):
+        y = self.attn(self.ln_1(x))
+        flat = x.view(-1, x.shape[-1]) + y.view(-1, x.shape[-1])
+        return (flat + self.mlp(self.ln_2(flat))).view(x.shape)
+
+
+def test_a_state_that_was_flattened_has_its_gradient_by_sequence():
+    model = sharp(PlainGPT(block=FlatBlock)).double()
+    keep, _ = watched(model, {"ids": tokens()}, needs=("stream", "mid"))
+    mids = {e.layer: e.value for e in keep.events if isinstance(e, StreamState) and e.part == "mid"}
+    mid = mids[3].clone().requires_grad_()
+    x = mid + model.h[2].mlp(model.h[2].ln_2(mid))
+    (expected,) = torch.autograd.grad(x, mid, cotangent(x))
+    assert mid.shape == (*tokens().shape, 32)
+    assert_close(keep.gradients()["decoder", 3, "mid", "state"], expected, atol=1e-5, rtol=1e-5)
 
 
 class Encoder(nn.Module):

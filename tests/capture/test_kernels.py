@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from transformers.modeling_utils import AttentionInterface
 
 from fullrank.capture import KernelCall, register_attention
+from fullrank.capture.reading import Unreadable
 from fullrank.capture.register import reader_of
 from fullrank.errors import CaptureError
 
@@ -235,3 +236,23 @@ def test_compiled_flex_attention_is_left_alone_and_said():
         assert any("flex_attention was not observed" in note for note in recorder.notes)
         """
     )
+
+
+def test_an_operator_whose_reader_cannot_read_a_call_is_said_and_the_forward_goes_on():
+    def attend(q, k, v):
+        return functional.logsigmoid(q) + v  # any function of torch that is registered
+
+    class Calling(Block):
+        def forward(self, x):
+            return x + attend(self.ln_1(x), x, x)
+
+    def reader(args, kwargs, output):
+        raise Unreadable("it has a mask of its own")
+
+    model, batch = sharp(PlainGPT(block=Calling)), tokens()
+    expected = model(batch)
+    with register_attention(functional.logsigmoid, reader):
+        keep, recorder, output = record(model, lambda: model(batch))
+    assert torch.equal(output, expected)
+    assert not keep.calls
+    assert any("was not read: it has a mask of its own" in note for note in recorder.notes)

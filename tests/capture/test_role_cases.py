@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
+import accelerate
+import peft
 import pytest
 import torch
 from families import build, ids
@@ -167,7 +170,6 @@ def test_a_parametrised_weight_is_what_the_module_uses(kind):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_adapters_stand_beside_the_base_weight():
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
     model = peft.get_peft_model(build("llama").model, config)
     for name, parameter in model.named_parameters():
@@ -190,11 +192,7 @@ def test_adapters_stand_beside_the_base_weight():
 
 
 def test_a_quantised_weight_has_its_role_and_a_reason():
-    pytest.importorskip("torch.ao.quantization")
     model = two(mlp)
-    torch.backends.quantized.engine = next(e for e in torch.backends.quantized.supported_engines if e != "none")
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         packed = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
@@ -227,7 +225,6 @@ def test_a_weight_of_integers_is_not_read_as_a_matrix():
 
 
 def test_offloaded_weights_have_roles_and_are_fetched():
-    accelerate = pytest.importorskip("accelerate")
     model = two(mlp)
     expected = roles(model, states())
     whole = {part: matrix(model, weight).clone() for part, weight in expected.items()}
@@ -242,3 +239,39 @@ def test_offloaded_weights_have_roles_and_are_fetched():
 
 def test_a_weight_that_is_gone_is_a_reason():
     assert "any more" in unreadable(nn.Linear(2, 2), Weight("q", parameter="other.weight"))
+
+
+class Beside(Block):
+    """Given something of its stream's shape before the stream, from which its cross-attention has keys and values."""
+
+    def __init__(self, width=16, heads=2):
+        super().__init__(nn.Linear(width, width), width, heads)
+        self.of_queries, self.of_keys, self.of_values = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, other, x):
+        B, T, d = x.shape
+        q = self.of_queries(self.first(x))
+        k, v = self.of_keys(other), self.of_values(other)
+        q, k, v = (y.view(B, T, self.heads, -1).transpose(1, 2) for y in (q, k, v))
+        y = functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.b(y.transpose(1, 2).reshape(B, T, d))
+        return x + self.mlp(self.second(x))
+
+
+def test_roles_of_blocks_whose_stream_is_not_the_first_tensor():
+    class Chain(Net):
+        def forward(self, x):
+            other = x.flip(0)
+            for block in self.blocks:
+                x = block(other, x)
+            return x
+
+    model = sharp(Chain(Beside(), Beside(), Beside()))
+    with undisturbed(model):
+        (stack,) = survey(model, lambda: model(states())).stacks
+    assert stack.at == 1
+    for layer, weights in enumerate(stack.weights):
+        found = {weight.role: (weight.parameter, weight.direct) for weight in weights}
+        names = {"q": "of_queries", "k": "of_keys", "v": "of_values", "o": "b", "up": "mlp"}
+        for role, name in names.items():
+            assert found[role] == (f"blocks.{layer}.{name}.weight", True), role

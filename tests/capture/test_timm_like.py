@@ -78,7 +78,7 @@ def test_windows_and_grids_by_stages(grids, fused):
     keep, recorder, model = looked_at(Hierarchy(fused=fused, grids=grids), images())
     (stack,) = recorder.anatomy.stacks
     paths = tuple(f"stages.{stage}.blocks.{block}" for stage in range(2) for block in range(2))
-    assert (stack.name, stack.paths, stack.heads, stack.grid) == ("vision", paths, 2, True)
+    assert (stack.name, stack.paths, stack.heads, stack.layout.axes) == ("vision", paths, 2, "channels last")
     assert [tuple(state.shape) for state in keep.states().values()] == [(2, 64, 16)] * 3 + [(2, 16, 32)] * 2
     assert [call.attention.shape for call in keep.calls] == [(32, 2, 4, 4)] * 2 + [(8, 4, 4, 4)] * 2
     assert set(keep.states("stream", "mid")) == {1, 2, 3, 4}

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import fullrank
-from fullrank.verbs.cached import own_copy
+from fullrank.capture.own_copy import own_copy
 from oracles import maps
 
 PAST, SEQUENCES, LAYERS, HEADS, WINDOW = 20, 3, 2, 4, 8
@@ -123,11 +123,15 @@ def test_a_step_is_examined_on_the_stack_that_prefill_names_and_causality_is_not
 def test_what_one_token_cannot_say_is_missing_with_the_reason():
     report = fullrank.examine(model("llama"), step(filled("llama", "dynamic")))
     for metric in ("similarity", "residual", "stable_rank", "centered_stable_rank", "numerical_rank", "token_energy"):
-        for row in report.rows.where(metric=metric).rows:
+        rows = report.rows.where(metric=metric).rows
+        assert rows, metric
+        for row in rows:
             assert row.value is None
             assert "two real tokens" in row.note, metric
     for metric in ("attention_s1", "attention_s2", "smoothing_gain", "selectivity"):
-        for row in report.rows.where(metric=metric).rows:
+        rows = report.rows.where(metric=metric).rows
+        assert rows, metric
+        for row in rows:
             assert row.value is None
             assert "one query" in row.note or "fewer than two queries" in row.note
     known = {row.metric for row in report.rows if row.value is not None}
@@ -180,6 +184,7 @@ def test_an_encoder_decoder_step_keeps_its_cross_attention():
     report = fullrank.examine(network, batch)
     assert {row.part for row in report.rows if row.site == "attention"} == {"self", "cross"}
     cross = report.rows.where(site="attention", part="cross", metric="normalized_entropy").rows
+    assert cross
     assert all(0 < row.value <= 1 for row in cross)
 
 

@@ -209,14 +209,16 @@ RATIOS = (
 def test_ratios_are_the_same_under_a_loss_scale_and_sizes_are_scaled():
     x = ids()
     plain_loss, scaled = (look(Scaled(gpt2(), scale), labelled(x)) for scale in (1.0, 1024.0))
-    kinds = set()
+    compared = set()
     for one, other in zip(plain_loss.rows, scaled.rows, strict=True):
-        kinds.add(one.metric)
-        if one.metric in RATIOS:
-            assert one.value == pytest.approx(other.value, rel=1e-6), one
-        elif one.value is not None:
-            assert one.value * 1024 == pytest.approx(other.value, rel=1e-6), one
-    assert kinds >= set(RATIOS)
+        assert one.key == other.key
+        assert (one.value is None) == (other.value is None), one
+        if one.value is None:
+            continue
+        compared.add(one.metric)
+        scale = 1 if one.metric in RATIOS else 1024
+        assert one.value * scale == pytest.approx(other.value, rel=1e-6), one
+    assert compared > set(RATIOS)
 
 
 def test_nothing_is_left_and_nothing_is_disturbed():
@@ -278,24 +280,10 @@ def test_a_frozen_base_has_its_gradients_too():
     assert sum(p.requires_grad for p in model.parameters()) == 2
 
 
-def test_frozen_parameters_may_be_left_asleep_and_every_layer_is_still_seen():
-    x = ids()
-    model = frozen_base()
-    seen, expected = look(model, labelled(x), frozen=False), look(model, labelled(x))
-    for row in expected.rows:
-        if row.part in ("out", "self.q", "self.v") and row.metric.startswith("gradient"):
-            found = seen.row(row.metric, row.part, row.layer, row.head, row.scope)
-            assert found.value == pytest.approx(row.value, rel=1e-6)
-    row = seen.row("gradient_norm", "transformer.h.0.mlp.c_fc.weight", 1)
-    assert (row.value, row.note) == (None, "it is frozen")
-    adapter = "transformer.h.1.attn.c_proj.down.weight"
-    assert seen.value("gradient_norm", adapter, 2) == pytest.approx(expected.value("gradient_norm", adapter, 2))
-
-
 def test_a_model_that_is_frozen_as_a_whole_has_gradients():
     model, x = gpt2().requires_grad_(False), ids()
     assert look(model, labelled(x)).values() == look(gpt2(), labelled(x)).values()
-    assert look(model, {"input_ids": x}, frozen=False, probes=1).value("gradient_gain", "out", 0) > 0
+    assert look(model, {"input_ids": x}, probes=1).value("gradient_gain", "out", 0) > 0
 
 
 def test_grouped_queries_have_rows_of_the_right_heads():

@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+from fullrank.capture.layout import PLAIN, Layout
 from fullrank.capture.visits import Visit
 from fullrank.capture.weights import Weight
 
@@ -24,12 +25,8 @@ class Stack:
         heads: attention heads of the first attending block; None without attention.
         width: of the stream, after the first block.
         causal: whether its self-attention never looks ahead.
-        tokens_first: whether the stream is (tokens, sequences, width).
-        grid: whether it is (sequences, rows, columns, width).
-        channels_first: whether it is (sequences, width, rows, columns) and its places are tokens.
+        layout: which axes of the stream hold sequences, tokens and features.
         at: the place or name under which blocks are given their stream, where it is not the first tensor that could be.
-        over: what the stream holds for each item of the batch: `tokens`, or nothing but one vector or image, so that
-            only the `samples` of the batch can be compared with each other.
         end: where each block is a layer of weights with what follows it, and ends where the next begins: the module
             whose call ends the last block, or whose return does, where the blocks are inside it; None where each
             block is one module call.
@@ -45,16 +42,21 @@ class Stack:
     heads: int | None
     width: int
     causal: bool
-    tokens_first: bool = False
-    grid: bool = False
+    layout: Layout = PLAIN
     callers: tuple[tuple[str, ...], ...] = ()
-    channels_first: bool = False
     at: int | str | None = None
-    over: Literal["tokens", "samples"] = "tokens"
     end: str | None = None
     weights: tuple[tuple[Weight, ...], ...] = ()
     embed: Weight | None = None
     unembed: Weight | None = None
+
+    @property
+    def over(self) -> Literal["tokens", "samples"]:
+        """What the stream holds for each item of the batch: tokens, or nothing but one vector or image.
+
+        Of `samples` only those of the batch can be compared with each other.
+        """
+        return "samples" if self.layout.axes == "samples" else "tokens"
 
     @property
     def ends_inside(self) -> bool:

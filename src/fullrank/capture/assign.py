@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fullrank.capture.products import Product, product_of
 from fullrank.capture.roles import attention_roles, weight_of
 from fullrank.capture.tensors import first_state, stream_input, tensors_in
 from fullrank.capture.upstream import Region
+from fullrank.capture.visits import Visit
 from fullrank.capture.ways import IDENTITY, MOVES
 from fullrank.capture.weights import Weight
 
@@ -40,6 +41,7 @@ class Span:
     last: int = 0
     stream: Ref | None = None
     given: list[Ref] = field(default_factory=list)
+    places: dict[int | str, Ref] = field(default_factory=dict)
     output: Ref | None = None
 
 
@@ -59,9 +61,11 @@ class Spans:
         stream = stream_input(args, kwargs)
         if member and isinstance(stream, Tensor):
             self.lineage.enter(stream)
-        given = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
-        refs = [self.lineage.ref(tensor) for tensor in given]
-        span = Span(len(self.lineage.nodes), given=refs)
+        given = [self.lineage.ref(one) for one in (*tensors_in(args), *tensors_in(kwargs)) if one.is_floating_point()]
+        span = Span(len(self.lineage.nodes), given=given)
+        for place, one in (*enumerate(args), *kwargs.items()):
+            if isinstance(one, Tensor) and one.is_floating_point():
+                span.places[place] = self.lineage.ref(one)
         if isinstance(stream, Tensor):
             span.stream = self.lineage.ref(stream)
         self._of[id(visit)] = (visit, span)
@@ -75,10 +79,13 @@ class Spans:
             span.output = self.lineage.ref(state)
             span.last = max(span.last, span.output.node.order + 1)
 
-    def of(self, visit: object) -> Span | None:
-        """Where a module call lies."""
+    def of(self, visit: Visit) -> Span | None:
+        """Where a module call lies; its stream is where the calls before and after it say that it is."""
         found = self._of.get(id(visit))
-        return found[1] if found is not None else None
+        if found is None:
+            return None
+        span = found[1]
+        return span if visit.at not in span.places else replace(span, stream=span.places[visit.at])
 
 
 def block_roles(
@@ -98,17 +105,17 @@ def block_roles(
     """
     if span is None or span.stream is None or span.output is None:
         return []
-    region = Region(nodes, span.first, span.last, [span.stream, *span.given])
+    region = Region(nodes, span.first, span.last, span.given)
     states = region.states(span.stream)
     found: list[Weight] = []
     attended: set[int] = set()
     for call in calls:
         if call.node is None:
             continue
-        for weight in attention_roles(call.node, call.part, call.heads, region, states):
+        inputs = inputs_of(call.node, region, states)
+        for weight in attention_roles(call.node, inputs, call.part, call.heads, region, states):
             found.extend(stacked(model, [weight]) if weight.stacked else [weight])
         attended |= {product.node.order for product in region.down(call.node, states)}
-        inputs = inputs_of(call.node, region, states)
         for ref in inputs.refs.values():
             if ref is not None:
                 attended |= {hit.node.order for hit in region.up(ref, states)[0]}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
 
+from fullrank.capture.layout import Axes
 from fullrank.capture.reading import Unreadable, shape_of
 from fullrank.capture.visits import Visit
 
-__all__ = ["Axes", "axes_of"]
-
-Axes = Literal["tokens", "channels last", "channels first", "samples", "unknown"]
-"""`tokens`: (sequences, tokens, width) or the two first exchanged, or (tokens, width) of one sequence. `channels last`
-and `channels first`: a grid of tokens. `samples`: whatever comes after the first axis is one vector of one sample."""
+__all__ = ["axes_of"]
 
 
 def axes_of(visits: list[Visit]) -> Axes:

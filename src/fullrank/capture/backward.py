@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fullrank.capture.gradients import End, as_tokens, from_tokens
+from fullrank.capture.gradients import End
 
 __all__ = ["awake", "own_loss", "parameter_gradients", "projected_ends", "projection", "without_gradient"]
 
@@ -55,7 +55,7 @@ def projected_ends(ends: Sequence[End]) -> tuple[list[End], list[str]]:
     for end in ends:
         if end.into:
             continue
-        if as_tokens(end.value.detach(), end.stack) is None:
+        if end.stack.layout.tokens(end.value.detach()) is None:
             notes.append(f"the last state of {end.stack.name} was not projected: which axis holds tokens is not known.")
         elif end.version != end.value._version:
             notes.append(f"the last state of {end.stack.name} was not projected: the model has overwritten it.")
@@ -79,7 +79,7 @@ def projection(end: End, *, seed: int, probe: int = 0, first: int = 0) -> Tensor
     Returns:
         What the state is multiplied with, entry by entry, before all is summed.
     """
-    tokens = as_tokens(end.value.detach(), end.stack)
+    tokens = end.stack.layout.tokens(end.value.detach())
     assert tokens is not None
     sequences, length, width = tokens.shape
     generator = torch.Generator()
@@ -91,7 +91,7 @@ def projection(end: End, *, seed: int, probe: int = 0, first: int = 0) -> Tensor
     if end.real is not None:
         G[~end.real.cpu()] = 0.0
     G = G.to(device=tokens.device, dtype=tokens.dtype)
-    return from_tokens(G, end.value, end.stack)
+    return end.stack.layout.back(G, end.value)
 
 
 def parameter_gradients(
@@ -153,12 +153,13 @@ def without_gradient(parameter: nn.Parameter) -> str:
 
 
 @contextmanager
-def awake(model: nn.Module, *, frozen: bool = True) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, str]]]:
+def awake(model: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, str]]]:
     """Inside, frozen parameters require gradients too; afterwards they are as they were.
+
+    That costs memory for the activations that their gradients need.
 
     Args:
         model: the model.
-        frozen: whether to wake frozen ones; they cost memory for the activations that their gradients need.
 
     Yields:
         The parameters that require gradients inside, by their first name, and why the others do not.
@@ -169,7 +170,7 @@ def awake(model: nn.Module, *, frozen: bool = True) -> Iterator[tuple[dict[str, 
         for name, parameter in model.named_parameters():
             reason = without_gradient(parameter)
             if not reason and not parameter.requires_grad:
-                reason = "it is frozen" if not frozen else _wake(parameter, put_back)
+                reason = _wake(parameter, put_back)
             if reason:
                 asleep[name] = reason
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 from fullrank.capture.live import Live
 from fullrank.operators.masks import Mask
 
-__all__ = ["KernelCall", "from_sdpa"]
+__all__ = ["KernelCall", "from_sdpa", "shapes_only"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,16 @@ class KernelCall:
     visible: Mask | None = None
     bias: Callable[[slice, slice], Tensor] | None = None
     real: tuple[Tensor, Tensor] | None = None
+
+
+def shapes_only(call: KernelCall) -> KernelCall:
+    """The call with tensors without storage in place of the real ones: whoever keeps it keeps no memory."""
+    kept: dict[str, Any] = {}
+    for name in ("query", "key", "value", "weights"):
+        tensor = getattr(call, name)
+        kept[name] = None if tensor is None else torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
+    rest = ("logits", "mask", "sink", "live", "visible", "bias", "real")
+    return replace(call, **kept, **dict.fromkeys(rest))
 
 
 def from_sdpa(

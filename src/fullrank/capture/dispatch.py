@@ -17,11 +17,10 @@ from fullrank.capture.calls import KernelCall
 from fullrank.capture.flash import read_dispatched
 from fullrank.capture.functions import watching
 from fullrank.capture.live import Live, Wire
-from fullrank.capture.reading import Unreadable
 from fullrank.capture.register import reader_of
 from fullrank.capture.tap import Tap
 
-__all__ = ["overriding"]
+__all__ = ["LOCK", "overriding"]
 
 
 @contextmanager
@@ -75,11 +74,12 @@ class _Probe:
         return run(*args, **kwargs)
 
 
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
+"""Held while a dispatch table is written: tables are shared by all threads, observers and edits."""
 
 
 def _enter(table: Any, key: str, watcher: _Watcher) -> _Probe:
-    with _LOCK:
+    with LOCK:
         held: Any = None
         found: Any = table[key]
         while hasattr(found, "leases"):  # an edit rewrites the call: it is seen as it is made
@@ -94,7 +94,7 @@ def _enter(table: Any, key: str, watcher: _Watcher) -> _Probe:
 
 
 def _leave(local: dict[str, Any], key: str, probe: _Probe, watcher: _Watcher) -> None:
-    with _LOCK:
+    with LOCK:
         probe.watchers.remove(watcher)
         if probe.watchers:
             return
@@ -152,11 +152,7 @@ def _seen(
     with tap.collecting() as inner:
         output = run(*args, **kwargs)
     if reader is not None:
-        try:
-            call = tap.ask(reader, args, kwargs, output)
-        except Unreadable as reason:
-            tap.unread(f"attention through {key!r} was not read: {reason}.")
-            call = None
+        call = tap.read(reader, f"attention through {key!r}", args, kwargs, output)
         if call is not None:
             if tap.lineage is not None:
                 tap.lineage.see(function, key, (given["query"], given["key"], given["value"]), {}, output)

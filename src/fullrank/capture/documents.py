@@ -45,7 +45,7 @@ class Documents:
 
     def __init__(self, spans: Sequence[tuple[int, int, int]], shape: tuple[int, int], real: Tensor) -> None:
         found = [_Span(*span) for span in spans]
-        several = [span for span in found if int(real[span.row, span.start : span.stop].sum()) > 1]
+        several = [span for span in found if span.stop - span.start > 1]
         longest = max(span.stop - span.start for span in several)
         most = max(1, _MOST * shape[0] * shape[1] // longest)
         kept = set(sorted(several, key=lambda span: span.start - span.stop)[:most])
@@ -156,7 +156,7 @@ class Documents:
         visible = torch.zeros(
             len(self._spans), count.shape[1], self._longest, self._longest, dtype=torch.bool, device=attention.device
         )
-        apart = True
+        checks = []
         for index, span in enumerate(self._spans):
             here, size = slice(span.start, span.stop), span.stop - span.start
             one = mask.select(slice(span.row, span.row + 1), slice(0, heads))
@@ -164,7 +164,8 @@ class Documents:
             visible[index, :, :size, :size] = True if block is None else block[0]
             real = self._real[index, :size]
             seen = visible[index, :, :size, :size].sum(-1)
-            apart = apart and bool((seen == count[span.row, :, here])[:, real].all())
+            checks.append((seen == count[span.row, :, here])[:, real].all())
+        apart = bool(torch.stack(checks).all())
         if not apart:
             self._say(
                 "attention sees across the packed documents: positions start anew, but the mask of its calls does not "

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from fullrank.capture.reference import module_names
+from fullrank.capture.reference import module_at
 from fullrank.capture.weights import Runs, Weight, indices, runs, shape_of_parameter
 
 __all__ = ["experts", "stacked"]
@@ -71,10 +71,13 @@ def _sliced(model: nn.Module, weights: list[Weight]) -> list[Weight]:
 def _listed(model: nn.Module, block: str, weights: list[Weight], group: Set[str], every: Set[str]) -> list[Weight]:
     """Children of one list: experts where several work side by side or some are not called at all."""
     down = weights[-1].parameter
-    for module, path in module_names(model).items():
+    if not down.startswith(f"{block}."):
+        return weights
+    parts = down.split(".")
+    for depth in range(block.count(".") + 2, len(parts)):
+        path = ".".join(parts[:depth])
+        module = module_at(model, path)
         if not isinstance(module, nn.ModuleList | nn.ModuleDict):
-            continue
-        if not (path.startswith(f"{block}.") and down.startswith(f"{path}.")):
             continue
         own = down[len(path) + 1 :].split(".")[0]
         children = _alike(module, own)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fullrank.capture.reference import module_names, reference_path
+from fullrank.capture.tensors import tensors_in
 
 __all__ = ["first_nonfinite_module", "first_nonfinite_parameter"]
 
@@ -76,18 +77,6 @@ def first_nonfinite_module(model: nn.Module, forward: Callable[[], Any]) -> str 
 
 def _faults(value: Any) -> tuple[bool, bool]:
     """Whether any tensor holds NaN or +inf, and whether the first one holds −inf."""
-    tensors = list(_tensors(value))
+    tensors = [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
     broken = any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors)
     return broken, bool(tensors) and bool(tensors[0].isneginf().any())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)

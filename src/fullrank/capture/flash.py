@@ -72,7 +72,8 @@ def _read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     given = inspect.signature(function).bind(*args, **kwargs).arguments
     given |= given.pop("kwargs", {})
     for name, reason in _UNREAD.items():
-        if given.get(name) is not None and given.get(name) is not False and given.get(name) != 0:
+        value = given.get(name)
+        if isinstance(value, Tensor) or value:
             raise Unreadable(reason)
     q, k, v = _unpacked(given)
     out = output[0] if isinstance(output, tuple) else output

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from fullrank.capture import flash, xformers
-from fullrank.capture.reading import Unreadable
 from fullrank.capture.register import Reader, registered
 from fullrank.capture.tap import Tap, recomputing
 
@@ -68,16 +67,12 @@ class _Watcher:
             return function(*args, **kwargs)
         with tap.collecting():
             output = function(*args, **kwargs)
-        try:
-            call = tap.ask(self.reader, args, kwargs, output)
-        except Unreadable as reason:
-            tap.unread(f"a call of {name} was not read: {reason}.")
-        else:
-            if call is not None:
-                if tap.lineage is not None:
-                    tap.lineage.see(function, name, args, kwargs, output)
-                    tap.lineage.see_attention()
-                tap.hand_on(call)
+        call = tap.read(self.reader, f"a call of {name}", args, kwargs, output)
+        if call is not None:
+            if tap.lineage is not None:
+                tap.lineage.see(function, name, args, kwargs, output)
+                tap.lineage.see_attention()
+            tap.hand_on(call)
         tap.marks.follow(args, kwargs, output)
         return output
 

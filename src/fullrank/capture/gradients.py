@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fullrank.capture.anatomy import Stack
-from fullrank.capture.calls import KernelCall
+from fullrank.capture.calls import KernelCall, shapes_only
 from fullrank.capture.events import Event, GradientState
 from fullrank.capture.live import Live
 from fullrank.capture.reading import Unreadable, folded, shape_of
 
-__all__ = ["End", "GradientWatch", "as_tokens", "from_tokens"]
+__all__ = ["End", "GradientWatch"]
 
 _STOPPED = (
     "it was computed without gradients (reentrant activation checkpointing, or torch.no_grad inside of the model)"
@@ -134,7 +134,7 @@ class GradientWatch:
         """
         live = call.live or Live(reason="the tensors it was called with are not known")
         shape = shape_of(call, batch, heads)
-        template = _shapes_only(call)
+        template = shapes_only(call)
         of: tuple[tuple[Literal["q", "k", "v", "output"], str, int], ...]
         of = (
             ("q", "query", shape[2]),
@@ -193,38 +193,7 @@ class GradientWatch:
         self.starts.clear()
 
 
-def as_tokens(value: Tensor, stack: Stack) -> Tensor | None:
-    """A state as (sequences, tokens, width), or None where it is not known which axis holds the tokens."""
-    if stack.over == "samples":
-        return value.flatten(1).unsqueeze(0)  # all features of a sample are its width
-    if value.ndim == 2:
-        return value.unsqueeze(0)
-    if value.ndim == 3:
-        return value.transpose(0, 1) if stack.tokens_first else value
-    if value.ndim == 4 and stack.channels_first:
-        return value.flatten(2).mT
-    return value.flatten(1, 2) if value.ndim == 4 and stack.grid else None
-
-
-def from_tokens(value: Tensor, like: Tensor, stack: Stack) -> Tensor:
-    """What `as_tokens` would make `value` of, in the layout of `like`."""
-    if like.ndim == 3 and stack.tokens_first:
-        return value.transpose(0, 1)
-    if like.ndim == 4 and stack.channels_first:
-        return value.mT.reshape(like.shape)
-    return value.reshape(like.shape)
-
-
 def _fold(
     arrange: Callable[[Tensor], Tensor], template: KernelCall, batch: int, heads: int | None, gradient: Tensor
 ) -> Tensor:
     return folded(arrange(gradient), template, batch, heads)
-
-
-def _shapes_only(call: KernelCall) -> KernelCall:
-    """The call with tensors that hold nothing: a hook must not keep the real ones."""
-    kept: dict[str, Any] = {}
-    for name in ("query", "key", "value", "weights"):
-        tensor = getattr(call, name)
-        kept[name] = None if tensor is None else torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
-    return replace(call, **kept, logits=None, mask=None, sink=None, live=None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fullrank.capture.adapters import adapters
+from fullrank.capture.weights import form_of
 from fullrank.capture.wrappers import library_class
 
 __all__ = ["held"]
@@ -37,7 +38,7 @@ def _quantised(model: nn.Module) -> list[str]:
     packed = sum(isinstance(module, kind) for module in model.modules())
     forms: dict[str, int] = {}
     for parameter in model.parameters():
-        form = _form(parameter)
+        form = form_of(parameter)
         if form:
             forms[form] = forms.get(form, 0) + 1
     said = []
@@ -49,16 +50,6 @@ def _quantised(model: nn.Module) -> list[str]:
         stored = " and ".join(f"{count} weights as {form}" for form, count in sorted(forms.items()))
         said.append(f"quantised: {stored}; activations and attention are those of the model's own kernels.")
     return said
-
-
-def _form(parameter: Tensor) -> str:
-    """The dtype or the class that holds a weight otherwise than as plain floating numbers; else empty."""
-    kind = type(parameter.data)
-    if kind not in (Tensor, nn.Parameter) and not hasattr(parameter, "full_tensor"):
-        return kind.__name__
-    if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
-        return str(parameter.dtype).removeprefix("torch.")
-    return ""
 
 
 def _autocast(model: nn.Module) -> list[str]:

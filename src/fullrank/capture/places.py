@@ -28,7 +28,6 @@ class Place:
         rows: (out,) for each output of the product its row; None where the first is the first and so on to the last.
         columns: (in,) likewise.
         expert: index on the axis of experts, −1 for all of them at once; None where there is no such axis.
-        experts: how many there are.
         reason: why this is not known; then rows and columns mean nothing.
     """
 
@@ -38,7 +37,6 @@ class Place:
     rows: Tensor | None = None
     columns: Tensor | None = None
     expert: int | None = None
-    experts: int = 0
     reason: str = ""
 
 
@@ -92,7 +90,7 @@ def _view(blank: Tensor, chain: list[tuple[Node, int, Ref]]) -> Tensor | None:
     for node, index, parent in chain:
         if node.name in IDENTITY:
             continue
-        if node.name in MOVES or node.name in ("view", "reshape"):
+        if node.name in MOVES:
             try:
                 moved = _move(node, parent, blank)
             except (RuntimeError, TypeError, IndexError, ValueError):
@@ -134,9 +132,7 @@ def _placed(name: str, view: Tensor, product: Product) -> Place:
     fixed = [axis for axis in rest if whole[axis] > 1]
     if set(out_axes) & set(in_axes) or len(lead) + len(fixed) > 1 or (lead | set(fixed)) - {0}:
         return Place(name, reason="which of its axes are outputs could not be told")
-    expert, experts = None, 0
-    if lead or fixed:
-        expert, experts = (-1 if lead else int(outs[0, 0])), whole[0]
+    expert = None if not (lead or fixed) else -1 if lead else int(outs[0, 0])
     rows, columns = _ravel(outs, out_axes, whole), _ravel(ins, in_axes, whole)
     shift = 1 if expert is not None else 0
     return Place(
@@ -146,7 +142,6 @@ def _placed(name: str, view: Tensor, product: Product) -> Place:
         rows,
         columns,
         expert,
-        experts,
     )
 
 

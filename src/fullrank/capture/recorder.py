@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,6 +16,7 @@ from fullrank.capture.dispatch import overriding
 from fullrank.capture.documents import Documents
 from fullrank.capture.events import Event, Observer, Signal
 from fullrank.capture.gradients import End, GradientWatch
+from fullrank.capture.own_copy import own_copy
 from fullrank.capture.reference import module_names, reference_path
 from fullrank.capture.residual import is_norm
 from fullrank.capture.scene import Scene
@@ -141,9 +141,8 @@ class Recorder:
         handle = self._put_back.pop_all()  # this hook must not see its own survey
         handle.close()
         with undisturbed(model):
-            given = copy.deepcopy(kwargs.get("past_key_values"))  # a cache would grow
-            again = kwargs | ({"past_key_values": given} if given is not None else {})
-            self._anatomy = survey(model, lambda: model(*args, **again))
+            own_args, own_kwargs = map(own_copy, args), {name: own_copy(value) for name, value in kwargs.items()}
+            self._anatomy = survey(model, lambda: model(*own_args, **own_kwargs))
         self._attach(self._put_back)
         self._begin()
 
@@ -229,10 +228,7 @@ class Recorder:
     def _leave_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._idle() or self._scene is None:
             return
-        place = self._scene.leave_block(first_state(output))
-        if self._progress is not None and output is not None and place is not None:
-            with self._tap.silent():
-                self._progress(*place)
+        self._tell(self._scene.leave_block(first_state(output)))
 
     def _enter_module(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._idle() and self._scene is not None:

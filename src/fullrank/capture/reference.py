@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import nn
 
-__all__ = ["module_names", "reference_path"]
+__all__ = ["module_at", "module_names", "reference_path"]
 
 FAST_PATH = (
     "reference path: the fused fast path of nn.TransformerEncoder and nn.MultiheadAttention was switched off while "
@@ -82,6 +82,17 @@ _SWITCHES = _Switches()
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
     """Names of all modules, without the prefix that `torch.compile` adds; a shared module has its first name."""
     return {module: name.replace("_orig_mod.", "") for name, module in model.named_modules()}
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of that name, as `module_names` says it; None where there is none. Costs the depth of the path."""
+    found: nn.Module | None = model
+    for part in (*path.split("."), "") if path else ("",):
+        while found is not None and "_orig_mod" in found._modules:
+            found = found._modules["_orig_mod"]
+        if part:
+            found = None if found is None else found._modules.get(part)
+    return found
 
 
 def _compiled(model: nn.Module) -> bool:

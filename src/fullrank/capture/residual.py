@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["Followed", "ResidualTrace"]
 
-_ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _SAME = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach"}
     | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "nan_to_num", "identity"}
@@ -81,7 +81,7 @@ class ResidualTrace:
         states = [state for item in args if (state := self._state(item)) is not None]
         if not states:
             return
-        if name in _ADD and isinstance(output, Tensor) and self._is_stream(output):
+        if name in ADD and isinstance(output, Tensor) and self._is_stream(output):
             operand = max(states, key=lambda state: state.order)
             self._keep(_State(output, "sum", operand.order + 1, self.attention, operand))
         elif name in _SAME and isinstance(output, Tensor) and (state := self._state(args[0])) is not None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fullrank.capture.inputs import inputs_of, labels_of, softmax_above
+from fullrank.capture.inputs import Inputs, labels_of, softmax_above
 from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.places import place_of
 from fullrank.capture.products import Product, factors_of
@@ -26,11 +26,14 @@ NOTHING = "no product with a weight was seen between the stream and it"
 UNSEEN = "a function that was not seen lies before it"
 
 
-def attention_roles(call: Node, part: str, heads: int, region: Region, states: set[int]) -> list[Weight]:
+def attention_roles(
+    call: Node, inputs: Inputs, part: str, heads: int, region: Region, states: set[int]
+) -> list[Weight]:
     """The weights of one attention call: q, k, v, o.
 
     Args:
         call: the kernel call.
+        inputs: what it was given.
         part: `self`, `cross`, …
         heads: how many query heads it has.
         region: the block around it.
@@ -39,7 +42,6 @@ def attention_roles(call: Node, part: str, heads: int, region: Region, states: s
     Returns:
         Four weights; one that is not known says why.
     """
-    inputs = inputs_of(call, region, states)
     found: list[Weight] = []
     wanted: tuple[Role, ...] = ("q", "k", "v")
     for role in wanted:
@@ -224,11 +226,7 @@ def _runs(features: list[int], rows: Tensor | None) -> Runs:
 
 def _told_apart(weights: list[Weight]) -> list[Weight]:
     """A product that makes several roles must say which rows make which: else none of them is known."""
-    shared: dict[str, int] = {}
-    for weight in weights:
-        if weight.rows is None and weight.parameter and not weight.reason:
-            shared[weight.parameter] = shared.get(weight.parameter, 0) + 1
-    return weights if not shared else [_checked(weight, weights) for weight in weights]
+    return [_checked(weight, weights) for weight in weights]
 
 
 def _checked(weight: Weight, weights: list[Weight]) -> Weight:

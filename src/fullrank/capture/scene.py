@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fullrank.capture.anatomy import Anatomy, Stack
+from fullrank.capture.anatomy import Anatomy
 from fullrank.capture.calls import KernelCall
 from fullrank.capture.events import AttentionCall, Event, GradientState, Signal, StreamState
 from fullrank.capture.factors import Factors
-from fullrank.capture.gradients import End, GradientWatch, as_tokens
+from fullrank.capture.gradients import End, GradientWatch
+from fullrank.capture.layout import Layout
 from fullrank.capture.marks import bit_of
 from fullrank.capture.padding import RealTokens
 from fullrank.capture.reading import MaskReader, Unreadable, read
 from fullrank.capture.residual import Followed, ResidualTrace
 from fullrank.capture.tap import Tap, heads_of
 from fullrank.capture.tensors import is_handed_on, stream_input
-from fullrank.capture.tokens import over_tokens, tokens_and_batch
+from fullrank.capture.tokens import over_tokens
 
 __all__ = ["Scene"]
 
@@ -111,11 +113,10 @@ class Scene:
 
     def ends(self) -> list[End]:
         """The last states of the forward that has just run, with their history, in the order of the stacks."""
-        ends = [self._ends[index] for index in sorted(self._ends)]
         read = 0
         for index, end in self._ends.items():
             read |= self._tap.marks.of(end.value) & ~bit_of(index)
-        return [replace(end, into=bool(read & bit_of(self._anatomy.stacks.index(end.stack)))) for end in ends]
+        return [replace(end, into=bool(read & bit_of(index))) for index, end in sorted(self._ends.items())]
 
     # ------------------------------------------------------------ blocks
 
@@ -207,7 +208,7 @@ class Scene:
             return
         stack = self._anatomy.stacks[block.stack]
         live = value if live is None else live
-        found = as_tokens(value.detach(), stack)
+        found = stack.layout.tokens(value.detach())
         if found is None:
             self._note(
                 f"the stream of {stack.name} has the shape {tuple(value.shape)}: which axis holds tokens is not known."
@@ -218,16 +219,17 @@ class Scene:
             state = StreamState(stack.name, layer, site, part, block.path, found, real, stack.over)  # type: ignore[arg-type]
             self._emit(signal, state)
         if self.watch is not None and site == "stream":
-            self._watch_state(block, layer, part, live, real)
+            self._watch_state(block, layer, part, live, value.shape, real)
 
-    def _watch_state(self, block: _Block, layer: int, part: str, live: Tensor, real: Tensor | None) -> None:
+    def _watch_state(
+        self, block: _Block, layer: int, part: str, live: Tensor, shape: torch.Size, real: Tensor | None
+    ) -> None:
         if not block.live and not self._live:
             return
         stack = self._anatomy.stacks[block.stack]
         assert self.watch is not None
-        shape = live.shape if live.ndim != 2 or stack.over == "samples" else (1, *live.shape)
         event = GradientState(stack.name, layer, part, block.path, "state", None, real)
-        self.watch.state(event, live, lambda gradient: _tokens(gradient.reshape(shape), stack))
+        self.watch.state(event, live, partial(_tokens, stack.layout, shape))
         if part == "out" and layer == len(stack.paths) and live.requires_grad:
             version = -1 if live.is_inference() else live._version
             self._ends[block.stack] = End(stack, live, real, version)
@@ -249,11 +251,10 @@ class Scene:
         heads = self._heads(block)
         stream = block.stream
         assert stream is not None
-        axes = {"tokens_first": stack.tokens_first, "channels_first": stack.channels_first}
-        if not over_tokens(call, stream.shape, heads, **axes):
+        if not over_tokens(call, stream.shape, heads, stack.layout):
             self._note(f"a call of {call.kernel} in {path} is not attention over tokens (channels, experts or heads).")
             return
-        _, batch = tokens_and_batch(stream.shape, **axes)
+        batch, _, _ = stack.layout.sizes(stream.shape)
         try:
             reading = read(call, batch, heads=heads, masks=self._masks)
         except Unreadable as reason:
@@ -295,7 +296,8 @@ class Scene:
         return next((found for _, module in reversed(inside) if (found := heads_of(module))), None)
 
     def _report_unused(self, block: _Block) -> None:
-        apart = any(path.startswith(block.path) for path in self._anatomy.apart)  # then the survey has said so
+        # of what is made of several maps the survey has said so
+        apart = any(f"{path}.".startswith(f"{block.path}.") for path in self._anatomy.apart)
         for shape in self._tap.softmaxes.take_unused():  # always asked: it lets go of their inputs
             several = len(shape) > 2 and shape[-2] > 1
             if "attention" in self._needs and not apart and several and not any(block.counts.values()):
@@ -309,7 +311,7 @@ class Scene:
             self._notes.append(sentence)
 
 
-def _tokens(gradient: Tensor, stack: Stack) -> Tensor:
-    found = as_tokens(gradient, stack)
+def _tokens(layout: Layout, shape: torch.Size, gradient: Tensor) -> Tensor:
+    found = layout.tokens(gradient.reshape(shape))
     assert found is not None  # the state itself was laid out
     return found

@@ -15,7 +15,7 @@ from fullrank.capture.calls import KernelCall
 from fullrank.capture.marks import Marks
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["SoftmaxTrace", "spelt_out"]
+__all__ = ["SOFTMAX", "SoftmaxTrace", "axes_of_product", "spelt_out"]
 
 SOFTMAX = frozenset({"softmax", "special_softmax", "_softmax"})
 _CARRY = frozenset(
@@ -218,8 +218,23 @@ def _arrange(
     weights: Tensor, left: str, value: Tensor, right: str, out: str
 ) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
     """Bring the factors of an einsum into (…, queries, keys) and (…, keys, width), or None if it is no attention."""
-    if len(left) != weights.ndim or len(right) != value.ndim:
+    axes = axes_of_product(left, right, out)
+    if axes is None or len(left) != weights.ndim or len(right) != value.ndim:
         return None
+    return weights.permute(axes[0]), value.permute(axes[1]), axes[0]
+
+
+def axes_of_product(left: str, right: str, out: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """How to bring an einsum of a map and values into (…, queries, keys), (…, keys, width) and (…, queries, width).
+
+    Args:
+        left: labels of the map.
+        right: labels of the values.
+        out: labels of the result.
+
+    Returns:
+        The order of axes of the three; None where it is no product of attention.
+    """
     key = left[-1]
     query = [label for label in left if label in out and label not in right]
     width = [label for label in right if label in out and label not in left]
@@ -228,5 +243,8 @@ def _arrange(
         return None
     if len(lead) + 2 != len(left) or len(lead) + 2 != len(right):
         return None
-    order = tuple(left.index(label) for label in (*lead, *query, key))
-    return weights.permute(order), value.permute([right.index(label) for label in (*lead, key, *width)]), order
+    return (
+        tuple(left.index(label) for label in (*lead, *query, key)),
+        tuple(right.index(label) for label in (*lead, key, *width)),
+        tuple(out.index(label) for label in (*lead, *query, *width)),
+    )

@@ -12,11 +12,12 @@ from torch import nn
 
 from fullrank.capture.anatomy import Anatomy, Stack, stack_names
 from fullrank.capture.assign import Call, Spans, block_roles, model_roles
-from fullrank.capture.axes import Axes, axes_of
+from fullrank.capture.axes import axes_of
 from fullrank.capture.blocks import find_stacks, named_blocks
-from fullrank.capture.calls import KernelCall
+from fullrank.capture.calls import KernelCall, shapes_only
 from fullrank.capture.chain import chain_of
 from fullrank.capture.dispatch import overriding
+from fullrank.capture.layout import Layout
 from fullrank.capture.lineage import Lineage
 from fullrank.capture.marks import OUTSIDE
 from fullrank.capture.reading import MaskReader, Unreadable, looks_back, shape_of
@@ -100,9 +101,8 @@ def _watch(
     def on_call(call: KernelCall) -> None:
         visit = tree.current
         heads = next((h for v in _around(visit) if (h := heads_of(v.module))), None)
-        light = KernelCall(**{**call.__dict__, "mask": None, "logits": None, **_shapes(call)})
         node = spans.lineage.last_attention
-        tree.attend(Attended(light, heads, looks_back(call, masks), visit.path if visit else "", node))
+        tree.attend(Attended(shapes_only(call), heads, looks_back(call, masks), visit.path if visit else "", node))
 
     tap = Tap(on_call, lambda sentence: None)
     tree = CallTree(groups, tap)
@@ -137,40 +137,30 @@ def _around(visit: Visit | None) -> list[Visit]:
     return [] if visit is None else [visit, *visit.ancestors()]
 
 
-def _shapes(call: KernelCall) -> dict[str, Any]:
-    """Tensors without storage in place of the real ones: the survey keeps shapes only."""
-    kept = {}
-    for name in ("query", "key", "value", "weights"):
-        tensor = getattr(call, name)
-        kept[name] = None if tensor is None else torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
-    return kept
-
-
 # ---------------------------------------------------------------- describing
 
 
 def _describe(
     stacks: list[list[Visit]], notes: list[str], bits: dict[int, int], model: nn.Module, spans: Spans
 ) -> Anatomy:
-    found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], bool, Axes]] = []
+    found: list[tuple[list[Visit], list[list[tuple[str, Attended]]], Layout]] = []
     for visits in stacks:
-        tokens_first = _tokens_first(visits, notes)
+        layout = Layout(axes_of(visits), _tokens_first(visits, notes))
         own = 0
         for visit in visits:
             own |= bits.get(id(visit), 0)
-        axes = axes_of(visits)
-        parts = [_parts(visit, own, tokens_first, axes == "channels first") for visit in visits]
-        found.append((visits, parts, tokens_first, axes))
-    causal = [_is_causal(parts) for _, parts, _, _ in found]
+        parts = [_parts(visit, own, layout) for visit in visits]
+        found.append((visits, parts, layout))
+    causal = [_is_causal(parts) for _, parts, _ in found]
     roles = [
         {part.split(".")[0] for block in parts for part, _ in block}
         | ({"causal"} if back else set())
         | ({"unread"} if any(visit.unread for visit in visits) else set())
-        for (visits, parts, _, _), back in zip(found, causal, strict=True)
+        for (visits, parts, _), back in zip(found, causal, strict=True)
     ]
-    names = stack_names([visits[0] for visits, _, _, _ in found], roles)
+    names = stack_names([visits[0] for visits, _, _ in found], roles)
     described = []
-    for (visits, parts, tokens_first, axes), name, back in zip(found, names, causal, strict=True):
+    for (visits, parts, layout), name, back in zip(found, names, causal, strict=True):
         if not any(parts) and not any(visit.unread for visit in visits):
             notes.append(f"stack {name}: no token attention was seen in its {len(visits)} blocks.")
         described.append(
@@ -178,18 +168,13 @@ def _describe(
                 name=name,
                 paths=tuple(visit.path for visit in visits),
                 calls=tuple(tuple(part for part, _ in block) for block in parts),
-                heads=_heads(visits, parts, tokens_first),
-                width=_width(visits, axes),
+                heads=_heads(visits, parts, layout),
+                width=_width(visits, layout),
                 causal=back,
-                tokens_first=tokens_first,
-                grid=axes == "channels last",
-                channels_first=axes == "channels first",
+                layout=layout,
                 at=next((visit.at for visit in visits if visit.at is not None), None),
-                over="samples" if axes == "samples" else "tokens",
                 callers=tuple(tuple(attended.path for _, attended in block) for block in parts),
-                **_weights(
-                    visits, parts, tokens_first, model, spans, [other[-1] for other in stacks if other is not visits]
-                ),
+                **_weights(visits, parts, layout, model, spans, [other[-1] for other in stacks if other is not visits]),
             )
         )
     return Anatomy(tuple(described), tuple(dict.fromkeys(notes)))
@@ -198,7 +183,7 @@ def _describe(
 def _weights(
     visits: list[Visit],
     parts: list[list[tuple[str, Attended]]],
-    tokens_first: bool,
+    layout: Layout,
     model: nn.Module,
     spans: Spans,
     others: list[Visit],
@@ -210,7 +195,7 @@ def _weights(
                 model,
                 visit.path,
                 spans.of(visit),
-                [Call(part, attended.node, _query_heads(visit, attended, tokens_first)) for part, attended in block],
+                [Call(part, attended.node, _query_heads(visit, attended, layout)) for part, attended in block],
                 nodes,
             )
         )
@@ -220,28 +205,27 @@ def _weights(
     return {"weights": weights} | {weight.role: weight for weight in ends}
 
 
-def _query_heads(visit: Visit, attended: Attended, tokens_first: bool) -> int:
+def _query_heads(visit: Visit, attended: Attended, layout: Layout) -> int:
     try:
-        return shape_of(attended.call, _batch(visit, tokens_first), attended.heads)[1]
+        return shape_of(attended.call, _batch(visit, layout), attended.heads)[1]
     except Unreadable:
         return 0
 
 
-def _width(visits: list[Visit], axes: Axes) -> int:
+def _width(visits: list[Visit], layout: Layout) -> int:
     """Features of a token; of a sample, after the first block: the first one may take in images."""
     shape = next((visit.shape for visit in visits if visit.shape is not None), None)
-    if axes == "samples":
+    if layout.axes == "samples":
         shape = next((visit.shape for visit in visits[1:] if visit.shape is not None), shape)
         return 0 if shape is None else shape[1:].numel()
-    return 0 if shape is None else shape[1 if axes == "channels first" else -1]
+    return 0 if shape is None else layout.sizes(shape)[2]
 
 
-def _parts(visit: Visit, own: int, tokens_first: bool, channels_first: bool) -> list[tuple[str, Attended]]:
+def _parts(visit: Visit, own: int, layout: Layout) -> list[tuple[str, Attended]]:
     counts = {"self": 0, "cross": 0}
     parts = []
     for attended in visit.attended:
-        axes = {"tokens_first": tokens_first, "channels_first": channels_first}
-        if not over_tokens(attended.call, visit.shape, attended.heads, **axes):
+        if not over_tokens(attended.call, visit.shape, attended.heads, layout):
             continue
         kind = "self" if attended.call.sources & own or not attended.call.sources else "cross"
         parts.append((f"{kind}.{counts[kind]}" if counts[kind] else kind, attended))
@@ -254,19 +238,14 @@ def _is_causal(parts: list[list[tuple[str, Attended]]]) -> bool:
     return bool(own) and all(attended.causal for attended in own)
 
 
-def _heads(visits: list[Visit], parts: list[list[tuple[str, Attended]]], tokens_first: bool) -> int | None:
-    for visit, block in zip(visits, parts, strict=True):
-        for _, attended in block:
-            try:
-                return shape_of(attended.call, _batch(visit, tokens_first), attended.heads)[1]
-            except Unreadable:
-                continue
-    return None
+def _heads(visits: list[Visit], parts: list[list[tuple[str, Attended]]], layout: Layout) -> int | None:
+    heads = (_query_heads(v, attended, layout) for v, block in zip(visits, parts, strict=True) for _, attended in block)
+    return next(filter(None, heads), None)
 
 
-def _batch(visit: Visit, tokens_first: bool) -> int:
+def _batch(visit: Visit, layout: Layout) -> int:
     assert visit.shape is not None
-    return 1 if len(visit.shape) < 3 else visit.shape[1 if tokens_first and len(visit.shape) == 3 else 0]
+    return layout.sizes(visit.shape)[0]
 
 
 def _tokens_first(visits: list[Visit], notes: list[str]) -> bool:

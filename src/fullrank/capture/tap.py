@@ -18,12 +18,13 @@ from fullrank.capture.factors import Factors
 from fullrank.capture.lineage import Lineage
 from fullrank.capture.live import live_of_sdpa, wires_of_reader
 from fullrank.capture.marks import Marks
+from fullrank.capture.reading import Unreadable
 from fullrank.capture.register import Reader, reader_of
 from fullrank.capture.residual import ResidualTrace
 from fullrank.capture.softmax import SoftmaxTrace
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["Tap", "recomputing"]
+__all__ = ["Tap", "heads_of", "recomputing", "without_dispatch"]
 
 _FLEX = "flex_attention"
 
@@ -115,6 +116,16 @@ class Tap(TorchFunctionMode):
                 sources |= self.marks.of(tensor)
         return replace(call, sources=sources)
 
+    def read(
+        self, reader: Reader, called: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> KernelCall | None:
+        """As `ask`; what a reader cannot read is said."""
+        try:
+            return self.ask(reader, args, kwargs, output)
+        except Unreadable as reason:
+            self.unread(f"{called} was not read: {reason}.")
+            return None
+
     def unread(self, sentence: str) -> None:
         """Count a call that cannot be read, and say so."""
         for trace in self.traces:
@@ -132,7 +143,7 @@ class Tap(TorchFunctionMode):
             if self.factors is not None:
                 call = replace(call, live=live_of_sdpa(output, args, kwargs))
         elif reader is not None:
-            call = self.ask(reader, args, kwargs, output)
+            call = self.read(reader, f"a call of {name}", args, kwargs, output)
         elif name == _FLEX:
             self.unread("attention through a flex_attention kernel was not observed: its mask and scores are code.")
         else:
@@ -157,7 +168,7 @@ class Tap(TorchFunctionMode):
             with self:
                 if hasattr(overrides, "redispatch_function"):
                     return overrides.redispatch_function(func, types, args, kwargs)
-                return _without_dispatch(func)(*args, **kwargs)
+                return without_dispatch(func)(*args, **kwargs)
         finally:
             self._heads = before
 
@@ -167,9 +178,13 @@ def recomputing() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _without_dispatch(func: Any) -> Any:
-    """The same code without its first question, whether a mode wants to see the call (torch before 2.13)."""
-    names = func.__globals__ | {"has_torch_function": lambda tensors: False}
+def _no_mode(tensors: Any) -> bool:
+    return False
+
+
+def without_dispatch(func: Any) -> Any:
+    """The same code without its first question, whether a mode wants to see the call: to look into it, once."""
+    names = func.__globals__ | {"has_torch_function": _no_mode}
     copy = python_types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy

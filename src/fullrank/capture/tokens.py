@@ -5,28 +5,13 @@ from __future__ import annotations
 import torch
 
 from fullrank.capture.calls import KernelCall
+from fullrank.capture.layout import Layout
 from fullrank.capture.reading import Unreadable, shape_of
 
-__all__ = ["over_tokens", "tokens_and_batch"]
+__all__ = ["over_tokens"]
 
 
-def tokens_and_batch(stream: torch.Size, *, tokens_first: bool, channels_first: bool = False) -> tuple[int, int]:
-    """(tokens, sequences) of a stream of two (one sequence), three or four dimensions (a grid of tokens)."""
-    if len(stream) == 2:
-        return stream[0], 1
-    if len(stream) == 3:
-        return (stream[0], stream[1]) if tokens_first else (stream[1], stream[0])
-    return (stream[2:] if channels_first else stream[1:-1]).numel(), stream[0]
-
-
-def over_tokens(
-    call: KernelCall,
-    stream: torch.Size | None,
-    heads: int | None,
-    *,
-    tokens_first: bool,
-    channels_first: bool = False,
-) -> bool:
+def over_tokens(call: KernelCall, stream: torch.Size | None, heads: int | None, layout: Layout) -> bool:
     """Whether the rows of the map are tokens of the stream around it.
 
     A map whose values have the tokens as their width and whose rows are the channels of a head attends over channels
@@ -36,16 +21,14 @@ def over_tokens(
         call: the kernel call.
         stream: shape of the block's stream.
         heads: of the module that called.
-        tokens_first: whether the stream is (tokens, sequences, width).
-        channels_first: whether it is (sequences, width, rows, columns).
+        layout: of that stream.
 
     Returns:
         False where it is known to be something else.
     """
     if stream is None:
         return False
-    tokens, batch = tokens_and_batch(stream, tokens_first=tokens_first, channels_first=channels_first)
-    width = stream[1] if channels_first else stream[-1]
+    batch, tokens, width = layout.sizes(stream)
     try:
         _, h, queries, keys = shape_of(call, batch, heads)
     except Unreadable:

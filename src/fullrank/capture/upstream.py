@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.products import Product, is_product, product_of
+from fullrank.capture.residual import ADD
+from fullrank.capture.softmax import SOFTMAX
 from fullrank.capture.ways import IDENTITY, MOVES
 
 __all__ = ["Hit", "Region", "carried", "origin"]
@@ -126,9 +128,9 @@ class Region:
                     found.append(product)
                 continue
             others = [p for p in node.parents if p.node.order not in reached]
-            if node.name in _ADDITIONS and any(p.node.order in states for p in others):
+            if node.name in ADD and any(p.node.order in states for p in others):
                 continue
-            if node.name not in ("softmax",) and node.floating:
+            if node.name not in SOFTMAX and node.floating:
                 reached.add(node.order)
         return found
 
@@ -162,9 +164,6 @@ class Region:
         return False
 
 
-_ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
-
-
 def _token_by_token(node: Node) -> bool:
     """Whether a call writes one place of a tensor, as a loop over tokens does."""
     if node.name != "__setitem__":
@@ -184,7 +183,7 @@ def carried(start: Ref, end: Ref) -> bool:
     """Whether nothing but views, casts, copies and dropout lies between two tensors."""
     ref = end
     while ref.node is not start.node:
-        if ref.node.name not in _CARRIED and ref.node.name not in MOVES and ref.node.name not in ("view", "reshape"):
+        if ref.node.name not in _CARRIED and ref.node.name not in MOVES:
             return False
         floating = [parent for parent in ref.node.parents if parent.node.floating]
         if len(floating) != 1:

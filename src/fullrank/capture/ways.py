@@ -22,7 +22,7 @@ MOVES = frozenset(
     {"view", "reshape", "transpose", "permute", "__getitem__", "chunk", "split", "unbind", "narrow", "select", "expand"}
     | {"repeat", "repeat_interleave", "unsqueeze", "squeeze", "flatten", "unflatten", "roll", "flip", "cat", "concat"}
     | {"concatenate", "stack", "movedim", "swapaxes", "swapdims", "T", "mT", "t", "tensor_split", "hsplit", "vsplit"}
-    | {"index_select", "gather", "take_along_dim", "unfold", "moveaxis", "tile", "unflatten", "view_as_complex"}
+    | {"index_select", "gather", "take_along_dim", "unfold", "moveaxis", "tile", "view_as_complex"}
     | {
         "view_as_real",
         "real",

@@ -9,13 +9,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fullrank.capture.reference import module_names
+from fullrank.capture.reference import module_at
 from fullrank.errors import CaptureError
 
 __all__ = [
     "Role",
     "Runs",
     "Weight",
+    "form_of",
     "indices",
     "matrix",
     "part_of",
@@ -179,15 +180,22 @@ def shape_of_parameter(model: nn.Module, weight: Weight) -> tuple[int, ...]:
     return () if held is None else tuple(held.shape)
 
 
-def _quantised(held: Tensor) -> str:
-    if not held.is_floating_point():
-        return f"it is quantised to {str(held.dtype).removeprefix('torch.')}"
-    if held.dtype.itemsize < 2:
-        return f"it is stored as {str(held.dtype).removeprefix('torch.')}, with scales kept apart"
+def form_of(held: Tensor) -> str:
+    """The dtype or the class that holds a weight otherwise than as plain floating numbers; else empty."""
     kind = type(held.data)
     if kind not in (Tensor, nn.Parameter) and not hasattr(held, "full_tensor"):
-        return f"it is held as {kind.__name__}, not as plain numbers"
-    return ""
+        return kind.__name__
+    plain = held.is_floating_point() and held.dtype.itemsize > 1
+    return "" if plain else str(held.dtype).removeprefix("torch.")
+
+
+def _quantised(held: Tensor) -> str:
+    form = form_of(held)
+    if not form:
+        return ""
+    if not held.is_floating_point():
+        return f"it is quantised to {form}"
+    return f"it is stored as {form}, with scales kept apart" if held.dtype.itemsize < 2 else f"it is held as {form}"
 
 
 def part_of(tensor: Tensor, weight: Weight) -> Tensor:
@@ -239,8 +247,7 @@ def _held(module: nn.Module | None, name: str) -> Tensor | None:
 
 def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module | None, str]:
     path, _, name = parameter.rpartition(".")
-    found = next((module for module, known in module_names(model).items() if known == path), None)
-    return found, name
+    return module_at(model, path), name
 
 
 def _chosen(whole: Tensor, which: Runs | None, axis: int) -> Tensor:

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from fullrank.capture.anatomy import Anatomy
 from fullrank.capture.tap import heads_of
 from fullrank.capture.tensors import stream_input
-from fullrank.capture.wrappers import bare
 from fullrank.edit.call import Call
 from fullrank.edit.dispatch import Lease, lease_for
 from fullrank.edit.fitting import StateValue, new_value
 from fullrank.edit.forwards import EditedForward, Turns
 from fullrank.edit.handle import Change, Edit, make
-from fullrank.edit.places import Place, chosen_layers, chosen_stacks, enclosing, modules_by_name
+from fullrank.edit.places import Place, chosen_layers, chosen_stacks, enclosing, module_at, place_in
 from fullrank.edit.registered import Added, refuse_wrapped
 from fullrank.edit.rewriting import After, Before, Rewriting
 from fullrank.errors import EditError
@@ -65,16 +64,13 @@ def rewrite_attention(
     if before is None and after is None:
         raise EditError("before= or after= is needed: there is nothing to rewrite.")
     places = _places(anatomy, stack, layer, part)
-    modules = modules_by_name(model)
     added = [one for one in (before, after) if isinstance(one, nn.Module)]
     if added:
         refuse_wrapped(model)
 
     def changes() -> Iterator[Callable[[], Change]]:
         for path, called in places.items():
-            if path not in modules:
-                raise EditError(f"{path!r} is no module of this {type(bare(model)).__name__}.")
-            module = modules[path]
+            module = module_at(model, path)
             for suffix, one in (("before", before), ("after", after)):
                 if isinstance(one, nn.Module):
                     yield lambda module=module, suffix=suffix, one=one: Added(module, f"{name}_{suffix}", one)  # type: ignore[misc]
@@ -161,7 +157,8 @@ class _Rewrite:
     ) -> Any:
         self.turns.begin()
         path = self.places[0].path
-        batch = _sequences(stream_input(args, kwargs), tokens_first=self.places[0].tokens_first)
+        stream = stream_input(args, kwargs)
+        batch = None if stream is None else self.places[0].layout.sizes(stream.shape)[0]
         mode = Rewriting(self.before, self.after, self.take, path, batch, heads_of(forward.module))
         forward.running.append(mode)
         try:
@@ -174,14 +171,6 @@ class _Rewrite:
         return output
 
 
-def _sequences(stream: Tensor | None, *, tokens_first: bool) -> int | None:
-    if stream is None:
-        return None
-    if stream.ndim == 2:
-        return 1
-    return stream.shape[1 if tokens_first and stream.ndim == 3 else 0]
-
-
 def _places(
     anatomy: Anatomy, stack: str | None, layer: int | None, part: str | None
 ) -> dict[str, list[tuple[Place, bool]]]:
@@ -192,7 +181,7 @@ def _places(
         layers = chosen_layers(one, layer) if wanted else []
         for index, (parts, callers) in enumerate(zip(one.calls, one.callers, strict=True)):
             for called, path in zip(parts, callers, strict=True):
-                place = Place(one.name, index + 1, called, path, one.tokens_first, one.grid)
+                place = place_in(one, index + 1, called, path)
                 meant = index + 1 in layers and part in (None, called)
                 found.setdefault(path, []).append((place, meant))
     found = {path: places for path, places in found.items() if any(meant for _, meant in places)}

@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy
-from fullrank.capture.tensors import first_state, stream_input
-from fullrank.edit.forwards import EditedForward, Turns
+from fullrank.edit.at_block import AtBlock, block_of, given, refuse_chain, with_state
+from fullrank.edit.forwards import Turns
 from fullrank.edit.handle import Change, Edit, make
-from fullrank.edit.places import Place, chosen_layers, enclosing, modules_by_name, one_stack
+from fullrank.edit.places import Place, chosen_layers, enclosing, module_at, one_stack, place_in
 from fullrank.edit.registered import Added, refuse_wrapped
-from fullrank.edit.stream import arranged, put_back, turn_of, with_state
 from fullrank.errors import EditError
 
 __all__ = ["rewrite_block"]
@@ -52,47 +51,35 @@ def rewrite_block(
     """
     found = one_stack(anatomy, stack)
     chosen_layers(found, layer)
-    path, turns, wanted = turn_of(found.paths, layer)
-    place = Place(found.name, layer, "out", path, found.tokens_first, found.grid)
+    refuse_chain(found, "rewrite_block")
+    path, turns, wanted = block_of(found, layer)
+    around = _RewriteBlock(place_in(found, layer, "out", path), turns, wanted, after)
     if isinstance(after, nn.Module):
         refuse_wrapped(model)
 
     def changes() -> Iterator[Callable[[], Change]]:
-        modules = modules_by_name(model)
-        if isinstance(after, nn.Module) and path in modules:
-            yield lambda: Added(modules[path], name, after)
-        yield from enclosing(model, path, _RewriteBlock(after, turns, wanted, place), turns)
+        if isinstance(after, nn.Module):
+            yield lambda: Added(module_at(model, path), name, after)
+        yield from enclosing(model, path, around, turns)
 
     numbers = sum(p.numel() for p in after.parameters()) if isinstance(after, nn.Module) else 0
-    return make("rewrite the block", [f"{found.name} layer {layer} ({path})"], changes(), numbers)
+    return make(_RewriteBlock.what, [f"{found.name} layer {layer} ({path})"], changes(), numbers)
 
 
-class _RewriteBlock:
+class _RewriteBlock(AtBlock):
     what = "rewrite the block"
 
-    def __init__(self, after: After, turns: Turns, wanted: set[int], place: Place) -> None:
-        self._after, self._turns, self._wanted, self._place = after, turns, wanted, place
+    def __init__(self, place: Place, turns: Turns, wanted: int, after: After) -> None:
+        super().__init__(place, turns, wanted)
+        self._after = after
 
-    def __call__(
-        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
-    ) -> Any:
-        self._turns.begin()
-        if self._turns.next() not in self._wanted:
-            return run(*args, **kwargs)
-        stream = stream_input(args, kwargs)
-        if stream is None:
-            raise EditError(f"block {self._place.path} is not called with a tensor that could be its stream.")
-        copied = stream.clone()
-        output = run(
-            *(copied if item is stream else item for item in args),
-            **{name: copied if item is stream else item for name, item in kwargs.items()},
-        )
-        state = first_state(output)
-        if state is None:
-            raise EditError(f"block {self._place.path} returns no tensor that could be its stream.")
-        returned = arranged(state, self._place)
-        new = self._after(arranged(stream, self._place), returned)
+    def edit(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream = self.place.stream(args, kwargs)
+        output = given(run, args, kwargs, stream, stream.clone())
+        state = self.place.state(output)
+        returned = self.place.tokens(state)
+        new = self._after(self.place.tokens(stream), returned)
         if not isinstance(new, Tensor) or new.shape != returned.shape:
             found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise EditError(f"after returned {found} for block {self._place.path}, not {tuple(returned.shape)}.")
-        return with_state(output, put_back(new.to(state.dtype), state, self._place))
+            raise EditError(f"after returned {found} for block {self.place.path}, not {tuple(returned.shape)}.")
+        return with_state(output, self.place.layout.back(new.to(state.dtype), state))

@@ -6,17 +6,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy, Stack
+from fullrank.capture.layout import PLAIN, Layout
 from fullrank.capture.reference import module_names
+from fullrank.capture.tensors import first_state, stream_input
 from fullrank.capture.wrappers import bare
 from fullrank.edit.forwards import Around, Begin, EditedForward, Enclosed, Turns
 from fullrank.edit.handle import Change
 from fullrank.edit.looked_into import Passing
 from fullrank.errors import EditError
 
-__all__ = ["Place", "chosen_layers", "chosen_stacks", "enclosing", "modules_by_name", "one_stack"]
+__all__ = [
+    "Place",
+    "chosen_layers",
+    "chosen_stacks",
+    "enclosing",
+    "module_at",
+    "modules_by_name",
+    "one_stack",
+    "place_in",
+]
 
 
 @dataclass(frozen=True)
@@ -28,21 +39,83 @@ class Place:
         layer: n for the n-th block call.
         part: of an attention call: `self`, `cross`, `self.1`, …; of a state: `out`.
         path: name of the module.
-        tokens_first: whether the stream is (tokens, sequences, width).
-        grid: whether it is (sequences, rows, columns, width).
+        layout: which axes of the stream hold sequences, tokens and features.
+        at: the place or name under which the block is given its stream, where it is not the first tensor that could be.
     """
 
     stack: str
     layer: int
     part: str
     path: str
-    tokens_first: bool = False
-    grid: bool = False
+    layout: Layout = PLAIN
+    at: int | str | None = None
+
+    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The stream among what the block is called with.
+
+        Returns:
+            The tensor itself.
+
+        Raises:
+            EditError: where there is none.
+        """
+        found = stream_input(args, kwargs, self.at)
+        if found is None:
+            raise EditError(f"block {self.path} is not called with a tensor that could be its stream.")
+        return found
+
+    def state(self, output: Any) -> Tensor:
+        """The stream in what the block returns.
+
+        Returns:
+            The tensor itself.
+
+        Raises:
+            EditError: where there is none.
+        """
+        found = first_state(output)
+        if found is None:
+            raise EditError(f"block {self.path} returns no tensor that could be its stream.")
+        return found
+
+    def tokens(self, state: Tensor) -> Tensor:
+        """A state of the stream as (sequences, tokens, width).
+
+        Returns:
+            A view where it can be one.
+
+        Raises:
+            EditError: where it is not known which axis holds the tokens.
+        """
+        found = self.layout.tokens(state)
+        if found is None:
+            raise EditError(f"the stream at {self.path} is {tuple(state.shape)}: which axis holds tokens is not known.")
+        return found
+
+
+def place_in(stack: Stack, layer: int, part: str, path: str) -> Place:
+    """A place in a stack that capture has found."""
+    return Place(stack.name, layer, part, path, stack.layout, stack.at)
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by their names in the model, and by those in what `torch.compile` and data parallelism wrap."""
     return {name: module for one in (bare(model), model) for module, name in module_names(one).items()}
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module of a name.
+
+    Returns:
+        It, to be edited.
+
+    Raises:
+        EditError: where the model has none of that name.
+    """
+    found = modules_by_name(model).get(path)
+    if found is None:
+        raise EditError(f"{path!r} is no module of this {type(bare(model)).__name__}.")
+    return found
 
 
 def one_stack(anatomy: Anatomy, stack: str | None) -> Stack:
@@ -106,16 +179,10 @@ def enclosing(model: nn.Module, path: str, around: Around, turns: Turns) -> Iter
 
     Yields:
         Functions that make the changes.
-
-    Raises:
-        EditError: where the model has no module of that name.
     """
-    modules = modules_by_name(model)
-    if path not in modules:
-        raise EditError(f"{path!r} is no module of this {type(bare(model)).__name__}.")
+    target = module_at(model, path)
     if turns.number > 1:
-        yield lambda: Enclosed(bare(model), Begin([turns]))
-    target = modules[path]
+        yield lambda: Enclosed(bare(model), Begin(turns))
     for module in bare(model).modules():
         if isinstance(module, _FUSED) and any(child is target for child in module.modules()):
             yield lambda module=module: Enclosed(module, Reference())  # type: ignore[misc]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from fullrank.edit.at_block import with_state
 from fullrank.edit.branches import Branches
 from fullrank.edit.fitting import broadcasts
 from fullrank.edit.forwards import EditedForward, Turns
 from fullrank.edit.handle import Change, Edit, make
-from fullrank.edit.places import enclosing, modules_by_name
+from fullrank.edit.places import enclosing, module_at
 from fullrank.edit.registered import Added, refuse_wrapped
-from fullrank.edit.stream import with_state
 from fullrank.errors import EditError
 
 __all__ = ["scale_branch"]
@@ -63,10 +63,9 @@ def scale_branch(
         turns_of.setdefault((one.path, one.item), set()).add(one.turn)
 
     def changes() -> Iterator[Callable[[], Change]]:
-        modules = modules_by_name(model)
         for (path, item), turns_wanted in turns_of.items():
-            if registered and path in modules:
-                yield lambda path=path: Added(modules[path], name, by)  # type: ignore[misc, arg-type]
+            if registered:
+                yield lambda path=path: Added(module_at(model, path), name, by)  # type: ignore[misc, arg-type]
             turns = Turns(calls[path])
             yield from enclosing(model, path, _Scale(by, item, turns_wanted, turns, path), turns)
 
@@ -97,9 +96,7 @@ class _Scale:
         if not isinstance(scaled, Tensor) or scaled.shape != added.shape:
             shape = tuple(scaled.shape) if isinstance(scaled, Tensor) else type(scaled).__name__
             raise EditError(f"what {self._path} adds is {tuple(added.shape)}, and scaled it would be {shape}.")
-        if isinstance(output, Mapping) or not isinstance(output, Tensor):
-            return with_state(output, scaled.to(added.dtype), self._item)
-        return scaled.to(added.dtype)
+        return with_state(output, scaled.to(added.dtype), self._item)
 
 
 def _listed(branches: Branches) -> str:

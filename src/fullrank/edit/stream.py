@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from fullrank.capture.anatomy import Anatomy
-from fullrank.capture.tensors import first_state, stream_input
+from fullrank.edit.at_block import AtBlock, block_of, given, refuse_chain, with_state
 from fullrank.edit.fitting import StateValue, new_value
-from fullrank.edit.forwards import EditedForward, Turns
+from fullrank.edit.forwards import Turns
 from fullrank.edit.handle import Edit, make
-from fullrank.edit.places import Place, chosen_layers, enclosing, one_stack
+from fullrank.edit.places import Place, chosen_layers, enclosing, one_stack, place_in
 from fullrank.errors import EditError
 
-__all__ = ["arranged", "put_back", "replace_stream", "skip_block", "turn_of", "with_state"]
+__all__ = ["replace_stream", "skip_block"]
 
 
 def skip_block(model: nn.Module, where: Anatomy | str, *, stack: str | None = None, layer: int | None = None) -> Edit:
@@ -40,16 +40,16 @@ def skip_block(model: nn.Module, where: Anatomy | str, *, stack: str | None = No
             first forward, which raises it too.
     """
     if isinstance(where, str):
-        path, turns, wanted, place = where, Turns(1), {0}, where
+        path, turns, wanted, place, named = where, Turns(1), 0, Place("", 1, "out", where), where
     else:
         found = one_stack(where, stack)
         if layer is None:
             raise EditError(f"layer= is needed: which of the {len(found.paths)} block calls of {found.name} to skip.")
         chosen_layers(found, layer)
-        path, turns, wanted = turn_of(found.paths, layer)
-        place = f"{found.name} layer {layer} ({path})"
-    around = _Skip(turns, wanted, path)
-    return make("skip the block", [place], enclosing(model, path, around, turns))
+        refuse_chain(found, "skip_block")
+        path, turns, wanted = block_of(found, layer)
+        place, named = place_in(found, layer, "out", path), f"{found.name} layer {layer} ({path})"
+    return make(_Skip.what, [named], enclosing(model, path, _Skip(place, turns, wanted), turns))
 
 
 def replace_stream(
@@ -73,110 +73,45 @@ def replace_stream(
     """
     found = one_stack(anatomy, stack)
     chosen_layers(found, layer, first=0)
-    path, turns, wanted = turn_of(found.paths, max(layer, 1))
-    place = Place(found.name, layer, "out", path, found.tokens_first, found.grid)
-    around = _Replace(turns, wanted, place, value)
-    where = f"{found.name} layer {layer} ({'input' if layer == 0 else 'output'} of {path})"
-    return make("replace the stream", [where], enclosing(model, path, around, turns))
+    chain = found.end is not None  # then a layer ends where the next begins
+    if chain and layer == len(found.paths):
+        refuse_chain(found, f"replace_stream with layer={layer}")
+    before = chain or layer == 0
+    path, turns, wanted = block_of(found, layer + 1 if before else layer)
+    around = _Replace(place_in(found, layer, "out", path), turns, wanted, value, before=before)
+    where = f"{found.name} layer {layer} ({'input' if before else 'output'} of {path})"
+    return make(_Replace.what, [where], enclosing(model, path, around, turns))
 
 
-def turn_of(paths: tuple[str, ...], layer: int) -> tuple[str, Turns, set[int]]:
-    """Name of the block of a layer, a counter of its calls, and which of them is meant."""
-    path = paths[layer - 1]
-    return path, Turns(paths.count(path)), {paths[: layer - 1].count(path)}
-
-
-class _Skip:
+class _Skip(AtBlock):
     what = "skip the block"
 
-    def __init__(self, turns: Turns, wanted: set[int], path: str) -> None:
-        self._turns, self._wanted, self._path = turns, wanted, path
-
-    def __call__(
-        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
-    ) -> Any:
-        self._turns.begin()
-        if self._turns.next() not in self._wanted:
-            return run(*args, **kwargs)
-        stream = stream_input(args, kwargs)
-        if stream is None:
-            raise EditError(f"block {self._path} cannot be skipped: it is not called with a tensor to hand on.")
-        copied = stream.clone()
-        output = run(*_with_item(args, stream, copied), **_with_named(kwargs, stream, copied))
-        state = first_state(output)
-        if state is None or state.shape != stream.shape:
-            shape = None if state is None else tuple(state.shape)
+    def edit(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream = self.place.stream(args, kwargs)
+        output = given(run, args, kwargs, stream, stream.clone())
+        state = self.place.state(output)
+        if state.shape != stream.shape:
             raise EditError(
-                f"block {self._path} cannot be skipped: it is called with {tuple(stream.shape)} and returns {shape}."
+                f"block {self.place.path} cannot be skipped: it is called with {tuple(stream.shape)} and returns "
+                f"{tuple(state.shape)}."
             )
         return with_state(output, stream)
 
 
-class _Replace:
+class _Replace(AtBlock):
     what = "replace the stream"
 
-    def __init__(self, turns: Turns, wanted: set[int], place: Place, value: StateValue) -> None:
-        self._turns, self._wanted, self._place, self._value = turns, wanted, place, value
+    def __init__(self, place: Place, turns: Turns, wanted: int, value: StateValue, *, before: bool) -> None:
+        super().__init__(place, turns, wanted)
+        self._value, self._before = value, before
 
-    def __call__(
-        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
-    ) -> Any:
-        self._turns.begin()
-        if self._turns.next() not in self._wanted:
-            return run(*args, **kwargs)
-        if self._place.layer == 0:
-            stream = stream_input(args, kwargs)
-            if stream is None:
-                raise EditError(f"block {self._place.path} is not called with a tensor that could be its stream.")
-            new = self._new(stream)
-            return run(*_with_item(args, stream, new), **_with_named(kwargs, stream, new))
+    def edit(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._before:
+            stream = self.place.stream(args, kwargs)
+            return given(run, args, kwargs, stream, self._new(stream))
         output = run(*args, **kwargs)
-        state = first_state(output)
-        if state is None:
-            raise EditError(f"block {self._place.path} returns no tensor that could be its stream.")
-        return with_state(output, self._new(state))
+        return with_state(output, self._new(self.place.state(output)))
 
     def _new(self, state: Tensor) -> Tensor:
-        new = new_value(self._value, arranged(state, self._place), f"the stream at {self._place.path}")
-        return put_back(new, state, self._place)
-
-
-def arranged(state: Tensor, place: Place) -> Tensor:
-    """A state of the stream as (sequences, tokens, width)."""
-    if state.ndim == 2:
-        return state.unsqueeze(0)
-    if state.ndim == 3 and place.tokens_first:
-        return state.transpose(0, 1)
-    if state.ndim == 4 and place.grid:
-        return state.flatten(1, 2)
-    return state
-
-
-def put_back(new: Tensor, state: Tensor, place: Place) -> Tensor:
-    """A tensor in that form as the model lays out its stream."""
-    if state.ndim == 3 and place.tokens_first:
-        new = new.transpose(0, 1)
-    return new.reshape(state.shape)
-
-
-def with_state(output: Any, state: Tensor, item: int | str = 0) -> Any:
-    """What a module returned, with another tensor in one place.
-
-    Returns:
-        An output of the same kind.
-    """
-    if isinstance(output, Tensor):
-        return state
-    if isinstance(output, Mapping):
-        key = list(output)[item] if isinstance(item, int) else item
-        return type(output)(**{**output, key: state})
-    items = [state if index == item else each for index, each in enumerate(output)]
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-
-
-def _with_item(args: tuple[Any, ...], old: Tensor, new: Tensor) -> tuple[Any, ...]:
-    return tuple(new if item is old else item for item in args)
-
-
-def _with_named(kwargs: dict[str, Any], old: Tensor, new: Tensor) -> dict[str, Any]:
-    return {name: new if item is old else item for name, item in kwargs.items()}
+        new = new_value(self._value, self.place.tokens(state), f"the stream at {self.place.path}")
+        return self.place.layout.back(new, state)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.documents import Documents
+from fullrank.capture.own_copy import own_copy
 from fullrank.errors import BatchError
 from fullrank.spec.subject import device_of
-from fullrank.verbs.cached import own_copy, without_past
+from fullrank.verbs.cached import without_past
 
 __all__ = ["Call", "as_calls"]
 
@@ -45,7 +46,7 @@ class Call:
     @property
     def decodes(self) -> bool:
         """Whether it is one decoding step: one new token per sequence after those of a cache."""
-        return self.past and any(value.ndim > 1 and value.shape[1] == 1 for value in self._tensors())
+        return self.past and any(value.ndim > 1 and value.shape[1] == 1 for value in self.tensors)
 
     def for_survey(self) -> Call:
         """The call whose forward shows where the blocks are: a decoding step becomes a prefill of two tokens."""
@@ -60,7 +61,7 @@ class Call:
         if self.past or self.documents is not None or self.sequences < 1:
             return False
         plain = all(isinstance(v, Tensor | str | int | float | None) for v in (*self.args, *self.kwargs.values()))
-        return plain and all(v.ndim == 0 or v.shape[0] == self.sequences for v in self._tensors())
+        return plain and all(v.ndim == 0 or v.shape[0] == self.sequences for v in self.tensors)
 
     def part(self, start: int, stop: int) -> Call:
         """Some of its sequences."""
@@ -84,7 +85,7 @@ class Call:
     @property
     def sequences(self) -> int:
         """How many sequences the call carries: the first dimension of its first tensor."""
-        return next((v.shape[0] for v in self._tensors() if v.ndim), 0)
+        return next((v.shape[0] for v in self.tensors if v.ndim), 0)
 
     @property
     def tokens(self) -> int | None:
@@ -94,7 +95,9 @@ class Call:
             return int(mask.sum())
         return None if self.token_ids is None else self.token_ids.numel()
 
-    def _tensors(self) -> list[Tensor]:
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its arguments that are tensors, in order."""
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
 
 

@@ -64,7 +64,6 @@ def forward_and_back(
     probes: int = 4,
     seed: int = 0,
     first: int = 0,
-    frozen: bool = True,
 ) -> tuple[Differentiated, list[str]]:
     """Run a call once with gradients and go back through it; the recorder feeds its observers.
 
@@ -79,7 +78,6 @@ def forward_and_back(
         probes: number of random projections.
         seed: of the projections.
         first: place of the call's first sequence among all sequences that are looked at.
-        frozen: also take gradients of frozen parameters; costs the memory that these need.
 
     Returns:
         What was differentiated, and sentences about what could not be.
@@ -89,7 +87,7 @@ def forward_and_back(
     """
     with (
         torch.enable_grad(),
-        awake(model, frozen=frozen) as (named, asleep),
+        awake(model) as (named, asleep),
         taking_part(model, named) as parameters,
     ):
         output = call.run(model)
@@ -162,18 +160,14 @@ class Backwards:
         probes: number of random projections, where there is no loss.
         seed: of the projections.
         first: place of the first call's first sequence among those of all processes.
-        frozen: also take gradients of frozen parameters.
     """
 
-    def __init__(
-        self, model: nn.Module, *, probes: int = 4, seed: int = 0, first: int = 0, frozen: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, *, probes: int = 4, seed: int = 0, first: int = 0) -> None:
         self.about = Differentiated("nothing", 0)
         self._model = model
         self._probes = probes
         self._seed = seed
         self._first = first
-        self._frozen = frozen
 
     def __call__(self, call: Call, recorder: Recorder) -> list[str]:
         """Run one call under a recorder.
@@ -195,7 +189,6 @@ class Backwards:
             probes=self._probes,
             seed=self._seed,
             first=self._first,
-            frozen=self._frozen,
         )
         self._first += call.sequences
         if "nothing" not in (about.of, self.about.of) and about.of != self.about.of:
