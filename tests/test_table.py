@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fullrank.errors import OutputError, TableError
-from fullrank.table import COLUMNS, Row, Table, headline, write_atomically
+from fullrank.table import COLUMNS, Row, Table, headline, in_context, without_context, write_atomically
 
 
 def row(value=1.0, **changes):
@@ -147,6 +147,13 @@ def test_positions_are_kept_where_batches_agree_and_never_averaged():
 def test_the_headline_is_late_where_it_exists():
     assert headline({"all", "late"}) == "late"
     assert headline({"all", "no-sink"}) == "all"
+
+
+@given(st.sampled_from(["all", "late", "late+no-sink", "no-first", "context", "a+context=b"]), st.integers(1, 10**9))
+def test_a_scope_in_a_context_is_read_back_and_comes_after_every_whole_one(scope, context):
+    assert without_context(in_context(scope, context)) == (scope, context)
+    assert without_context(scope) == (scope, None)
+    assert headline({in_context(scope, context), scope}) == scope
 
 
 def test_writing_to_a_missing_directory_is_one_sentence_and_leaves_nothing(tmp_path):

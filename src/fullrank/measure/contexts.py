@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fullrank.capture.events import AttentionCall, Event, Observer, Signal, StreamState
 from fullrank.measure.positions import real_or_all
-from fullrank.table import Row, headline
+from fullrank.table import Row, headline, in_context
 
-__all__ = ["ByPosition", "Reading", "first_tokens", "in_context", "rows_in_context"]
+__all__ = ["ByPosition", "Reading", "first_tokens", "rows_in_context"]
 
 Seen = StreamState | AttentionCall
 """What has a length to be cut: gradients of a loss over all tokens have none."""
@@ -28,11 +28,6 @@ _SITES = ("stream", "read", "attention")
 
 _TOKENS = ("late", "samples")
 """Parts of a scope that say over which tokens a number was taken; others say what was left out of them."""
-
-
-def in_context(scope: str, context: int) -> str:
-    """The scope of a number taken at one context: its own parts, then the context."""
-    return f"{scope}+context={context}"
 
 
 def rows_in_context(rows: Sequence[Row], context: int, stacks: Collection[str]) -> list[Row]:

@@ -7,6 +7,19 @@ why. The note travels with the row (and through every file format) but is no col
 from fullrank.table.collection import Table
 from fullrank.table.files import SCHEMA_VERSION, check_schema, write_atomically
 from fullrank.table.rows import COLUMNS, Row, headline
+from fullrank.table.scopes import context_of, in_context, without_context
 from fullrank.table.slopes import Slope
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "Row", "Slope", "Table", "check_schema", "headline", "write_atomically"]
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Row",
+    "Slope",
+    "Table",
+    "check_schema",
+    "context_of",
+    "headline",
+    "in_context",
+    "without_context",
+    "write_atomically",
+]

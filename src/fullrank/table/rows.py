@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fullrank.errors import TableError
+from fullrank.table.scopes import context_of
 
 __all__ = ["COLUMNS", "FIELDS", "KEY", "Row", "headline"]
 
@@ -104,4 +105,4 @@ def headline(scopes: Iterable[str]) -> str:
     for scope in ("late", "all"):
         if scope in scopes:
             return scope
-    return min(scopes, key=lambda scope: ("context=" in scope, scope), default="all")
+    return min(scopes, key=lambda scope: (context_of(scope) is not None, scope), default="all")
