@@ -28,7 +28,7 @@ def test_the_report_is_printed_and_nothing_is_written(fullrank, checkpoint, here
     result = fullrank("examine", checkpoint)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
-    for words in ("2 blocks, 2 heads, width 16", "8 texts that ship with fullrank", "similarity", "next"):
+    for words in ("2 blocks, 2 heads, width 16", "8 texts that ship with fullrank", "similarity", "next", "--html"):
         assert words in " ".join(result.stdout.split())
     assert list(here.iterdir()) == []
 
@@ -37,6 +37,7 @@ def test_the_page_is_written_and_its_path_is_the_last_line(fullrank, checkpoint,
     result = fullrank("examine", checkpoint, "--html", "page.html")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.rstrip().endswith(f"The page: {here / 'page.html'}")
+    assert "--json" in result.stdout and "--html" not in result.stdout  # what is done is not recommended
     assert "<html" in (here / "page.html").read_text()
     assert [file.name for file in here.iterdir()] == ["page.html"]
 

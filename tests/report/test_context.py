@@ -9,8 +9,10 @@ from rich.console import Console
 
 from fullrank.errors import TableError
 from fullrank.report import Report
-from fullrank.report.trends import context_of, counted, interval, steepest
-from fullrank.table import Row, Slope, Table, headline
+from fullrank.report.steepness import slope_figure
+from fullrank.report.trends import counted, interval, steepest
+from fullrank.report.wording import scope_words
+from fullrank.table import Row, Slope, Table, context_of, headline, in_context
 from report.synthetic import with_contexts
 
 CONTEXTS = (64, 256, 1024)
@@ -57,6 +59,17 @@ def test_of_heads_the_line_is_their_mean(made):
     expected = [sum(row.value for row in rows) / len(rows) for rows in first]
     assert list(lines(figure)[0].y) == [pytest.approx(value, rel=1e-5) for value in expected]
     assert "mean over heads" in figure.layout.yaxis.title.text
+
+
+def test_of_heads_the_band_is_what_the_error_of_their_mean_cannot_exceed():
+    place = ("decoder", 1, "attention", "self", "entropy")
+    rows = [
+        Row(*place, 1.0, head=head, stderr=stderr, n=8, scope=in_context("late", context))
+        for head, stderr in enumerate((0.1, 0.3))
+        for context in CONTEXTS
+    ]
+    (band,) = [one for one in Report(Table(rows)).context_figure("entropy").data if one.fill == "toself"]
+    assert band.y[0] == pytest.approx(1.2)  # the mean of the two, reached where the heads move as one
 
 
 def test_what_was_not_taken_at_several_contexts_is_refused_by_name(made):
@@ -143,6 +156,16 @@ def test_steep_is_a_share_of_the_numbers_own_size():
     small, large = slope("sink_mass", change=0.1), slope("entropy", change=0.3, half=0.01)
     rows = [*sized(small, value=0.2), *sized(large, value=6.0)]
     assert [trend.slope.metric for trend in steepest([large, small], rows)] == ["sink_mass", "entropy"]
+
+
+def test_cells_of_slopes_drop_a_leading_zero_and_no_other():
+    changes = (10.4, -10.4, 0.4, -0.4, 20.05, 0.999)
+    figure = slope_figure([slope(head=head, change=c, half=0.01) for head, c in enumerate(changes)], "effective_keys")
+    assert figure["data"][0]["text"] == [["+10.40", "−10.40", "+.40", "−.40", "+20.05", "+1.00"]]
+
+
+def test_the_context_of_a_scope_is_said_in_words():
+    assert scope_words("late+context=64") == "the later half of the context; sequences of 64 tokens"
 
 
 def test_how_many_would_be_clear_by_chance_is_said():

@@ -4,8 +4,8 @@ import pytest
 from selenium.webdriver.support.ui import Select
 
 from fullrank.report import Report
-from fullrank.report.trends import context_of, steepest
-from fullrank.table import Table
+from fullrank.report.trends import steepest
+from fullrank.table import Table, context_of
 from report.synthetic import with_contexts
 from report.test_page import Page
 

@@ -341,6 +341,18 @@ def test_the_heading_is_the_end_of_a_long_path(name, title):
     assert f"<h1>{title}</h1>" in Report(rows=Table(), about={"model": name}).to_html()
 
 
+def test_a_long_spec_may_be_broken_at_its_signs_and_stays_text():
+    html = Report(rows=Table(), about={"model": "arch:llama?a=1&b=<i>,c"}).to_html()
+    assert "<h1>arch:llama?<wbr>a=<wbr>1&amp;<wbr>b=<wbr>&lt;i&gt;,<wbr>c</h1>" in html
+    assert "<title>arch:llama?a=1&amp;b=&lt;i&gt;,c" in html
+
+
+@pytest.mark.parametrize(("spectra", "said"), [(0, False), (1, False), (2, True)])
+def test_a_choice_of_heads_is_offered_only_where_several_have_spectra(made, spectra, said):
+    html = Report(rows=made.rows, about=made.about, spectra=made.spectra[:spectra]).to_html()
+    assert ("Click a head" in html) is said
+
+
 def test_the_source_of_the_page_carries_no_name_as_markup(made):
     html = report(model=EVIL, layers=2, heads=2, tokens=8, stack=EVIL, notes=[EVIL]).to_html()
     assert EVIL not in html

@@ -107,9 +107,19 @@ def test_an_empty_report_prints():
     assert "next" in shown(Report(rows=Table()))
 
 
-def test_print_goes_to_standard_output(encoder, capsys):
+def test_print_goes_to_standard_output(encoder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     encoder.print()
-    assert "a-small-encoder" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a-small-encoder" in printed
+    assert printed == shown(encoder, 80)
+
+
+def test_a_page_that_is_written_is_not_recommended(encoder, capsys):
+    encoder.print(page_written=True)
+    printed = capsys.readouterr().out
+    assert "--html" not in printed
+    assert "--json" in printed
 
 
 def test_an_overlay_prints_both_reports(encoder):

@@ -1,6 +1,7 @@
 """Several variants as one report: nothing is lost, nothing is mixed, and what is drawn is what the reports hold."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from rich.console import Console
 from fullrank.errors import TableError
 from fullrank.report import Report, Variants
 from fullrank.report.changes import largest_changes
-from fullrank.table import COLUMNS, Row, Table
-from report.synthetic import report
+from fullrank.report.courses import courses
+from fullrank.table import COLUMNS, Row, Table, context_of
+from report.synthetic import REASON, report, with_contexts
 
 LABELS = ("checkpoint-500", "checkpoint-1000", "checkpoint-1500")
 
@@ -71,6 +73,25 @@ def test_what_holds_no_variants_is_refused_in_one_sentence(text):
         Variants.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("place", "record"),
+    [
+        ("variants", {"variant": "a"}),
+        ("variants", {"report": {}}),
+        ("variants", {"variant": "a", "report": {}}),
+        ("variants", "a"),
+        ("failed", {"label": "b"}),
+        ("failed", ["b", "a reason"]),
+    ],
+)
+def test_a_record_that_is_no_variant_is_refused_in_one_sentence(variants, place, record):
+    content = json.loads(variants.to_json())
+    content[place].append(record)
+    with pytest.raises(TableError) as error:
+        Variants.from_json(json.dumps(content))
+    assert "\n" not in str(error.value)
+
+
 def test_a_report_is_no_series_and_a_series_no_report(variants):
     with pytest.raises(TableError, match="read by Report"):
         Variants.from_json(variants.reports[0].to_json())
@@ -105,6 +126,103 @@ def test_the_sheet_draws_the_pivot_as_colours_first_variant_on_top(variants):
     assert np.allclose(np.array(heat.z, dtype=float), variants.pivot("token_energy").astype(float), rtol=1e-5)
     low, high = variants.figure("token_energy", view="sheet").layout.yaxis.range
     assert low > high
+
+
+def title(figure, view):
+    return figure.layout.title.text if view == "sheet" else figure.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize("view", ["sheet", "lines"])
+def test_the_scope_that_is_said_is_the_one_of_the_place_that_is_drawn(view):
+    sides = [report(layers=2, heads=2, tokens=8, causal=causal, spectra=False) for causal in (False, True)]
+    both = Report(Table([*sides[0].rows, *sides[1].rows]))
+    two = Variants.of([both, both], ["a", "b"])
+    assert title(two.figure("similarity", view=view, stack="encoder"), view) == "similarity"
+    assert title(two.figure("similarity", view=view, stack="decoder"), view) == "similarity, late"
+
+
+@pytest.mark.parametrize("view", ["sheet", "lines"])
+def test_variants_are_drawn_over_the_tokens_that_all_of_them_have(view):
+    causal = report(layers=2, heads=2, tokens=8, causal=True, spectra=False)
+    plain = Report(Table(row for row in causal.rows if row.scope == "all"))
+    two = Variants.of([causal, plain], ["causal", "plain"])
+    assert title(two.figure("similarity", view=view), view) == "similarity"
+    frame, expected = two.pivot("similarity"), list(causal.pivot("similarity", scope="all", site="stream")["out"])
+    assert [list(frame.loc[label]) for label in ("causal", "plain")] == [expected, expected]
+    late = Report(Table(row for row in causal.rows if row.scope == "late"))
+    with pytest.raises(TableError, match=r"no scope that all variants have \(a: late; b: all\); pass scope="):
+        Variants.of([late, plain], ["a", "b"]).figure("similarity", view=view)
+    assert list(Variants.of([late, plain], ["a", "b"]).pivot("similarity", scope="late").loc["b"].isna()) == [True] * 3
+
+
+def test_what_no_variant_has_is_one_sentence_that_says_what_there_is(variants):
+    with pytest.raises(TableError, match="metric='nonsense' is not in this report; it has"):
+        variants.pivot("nonsense")
+    with pytest.raises(TableError, match="no rows of 'rms' with stack='encoder'; there are"):
+        variants.pivot("rms", stack="encoder")
+
+
+def test_the_page_draws_each_number_of_whole_sequences_once_and_names_its_place():
+    reports = [with_contexts(layers=4, heads=2, seed=seed) for seed in (0, 1)]
+    made = Variants.of(reports, ["a", "b"])
+    drawn = {(one["metric"], one["place"], one["scope"]): one for one in courses(made)["figures"]}
+    assert len(drawn) == len(courses(made)["figures"])
+    assert drawn.keys() == {
+        (row.metric, named(row), row.scope) for one in reports for row in one.rows if context_of(row.scope) is None
+    }
+    for scope in ("late", "all"):
+        figure, frame = drawn["rms", "decoder · block output", scope]["figure"], made.pivot("rms", scope=scope)
+        expected = [pytest.approx(list(frame[layer]), rel=1e-5) for layer in frame.columns]
+        assert [one["y"] for one in figure["data"]] == expected
+
+
+def named(row):
+    places = {"out": "read by attention (after the norm)", "mid": "read by the MLP (after the norm)"}
+    if row.site == "read":
+        return f"decoder · {places[row.part]}"
+    stream = {"out": "block output", "mid": "between attention and MLP"}
+    return f"decoder · {stream[row.part]}" if row.site == "stream" else "decoder · self attention, mean over heads"
+
+
+def tensors(factor):
+    names = {layer: f"h.{layer - 1}.c_proj.weight" for layer in (1, 2, 3)}
+    found = [Row("decoder", n, "gradient", name, "gradient_norm", factor * n, stderr=0.1) for n, name in names.items()]
+    return Report(Table(found))
+
+
+def test_tensors_called_alike_in_every_layer_are_one_course_over_depth():
+    made = Variants.of([tensors(1.0), tensors(2.0)], ["a", "b"])
+    (one,) = courses(made)["figures"]
+    assert one["place"] == "decoder · h.*.c_proj.weight"
+    assert [line["y"] for line in one["figure"]["data"]] == [[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]
+    assert list(made.pivot("gradient_norm").loc["b"]) == [2.0, 4.0, 6.0]
+    assert list(made.pivot("gradient_norm", part="h.*.c_proj.weight").columns) == [1, 2, 3]
+    assert list(made.pivot("gradient_norm", part="h.1.c_proj.weight").columns) == [2]
+
+
+def heads(*stderrs, **options):
+    place = {"stack": "decoder", "layer": 1, "site": "weights", "part": "self", "metric": "value_output_sign"}
+    return [Row(**place, value=0.25 + h / 2, head=h, stderr=e, n=8) for h, e in enumerate(stderrs)]
+
+
+def test_a_mean_over_heads_has_the_mean_of_their_errors_which_bounds_its_own():
+    made = Variants.of([Report(Table(heads(0.1, 0.3)))] * 2, ["a", "b"])
+    (line,) = made.figure("value_output_sign", view="lines").data
+    assert list(line.y) == [0.5, 0.5]
+    assert list(line.error_y.array) == [pytest.approx(0.2)] * 2
+
+
+def test_a_number_of_all_heads_together_does_not_enter_the_mean_over_heads():
+    together = replace(heads(0.1)[0], head=None, value=0.9)
+    made = Variants.of([Report(Table([*heads(0.1, 0.3), together]))] * 2, ["a", "b"])
+    assert made.pivot("value_output_sign").loc["a", 1] == 0.5
+
+
+def test_the_colours_of_a_sheet_are_those_of_its_layout(variants):
+    figure = variants.figure("token_energy", view="sheet")
+    assert figure.data[0].coloraxis == "coloraxis"
+    assert figure.data[0].colorbar.thickness is None
+    assert figure.layout.coloraxis.colorbar.thickness == 10
 
 
 def test_few_variants_are_drawn_over_depth_and_many_as_a_sheet(variants):
@@ -152,6 +270,28 @@ def test_the_terminal_says_what_failed_and_what_changed_within_its_width(variant
     assert max(map(len, text.splitlines())) <= width
     for words in ("3 variants", "not examined", "checkpoint-2000", "largest changes", "token_energy", "they read"):
         assert words in " ".join(text.split()), words
+
+
+def test_the_terminal_says_what_rows_and_numbers_say_and_how_many_notes_are_left(variants):
+    values = {"all": 1.0, "no-first": 9.0}
+    first = [Row("encoder", 1, "stream", "out", "stable_rank", value, scope=scope) for scope, value in values.items()]
+    marked = replace(variants.reports[0], rows=Table([*variants.reports[0].rows, *first]))
+    text = " ".join(shown(Variants.of([marked, variants.reports[1]], ["one", "two"])).split())
+    assert f"span_novelty: {REASON}" in text
+    assert "one: the first token of each sequence sets token metrics of encoder" in text
+    assert "two: the first token" not in text
+    many = Variants.of(variants.reports, LABELS, notes=[f"note {letter}." for letter in "abcdefghij"])
+    text = " ".join(shown(many).split())
+    assert "note h." in text and "note i." not in text
+    assert "and 4 more, in the saved series and in the notes of each report" in text
+
+
+def test_a_page_that_is_written_is_not_recommended(variants, capsys):
+    variants.print()
+    assert "--html" in capsys.readouterr().out
+    variants.print(page_written=True)
+    printed = capsys.readouterr().out
+    assert "--html" not in printed and "--json" in printed
 
 
 def test_variants_of_different_depth_stand_side_by_side():

@@ -5,6 +5,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from fullrank.report import Variants
+from fullrank.report.wording import number
 from report.test_page import Page
 from report.test_variants import LABELS, variant
 
@@ -36,7 +37,9 @@ def test_the_page_opens_with_what_failed_and_what_changed(page, made):
     assert "checkpoint-2000: it has no weights." in text
     assert "A note." in text
     lines = [row.text.split() for row in page.all("table.changes tbody tr")]
-    assert [line[0] for line in lines] == [change.metric for change in made.changes(most=12)]
+    changes = made.changes(most=12)
+    assert [line[0] for line in lines] == [change.metric for change in changes]
+    assert [line[-2:] for line in lines] == [[number(change.before), number(change.after)] for change in changes]
     assert "token_energy" in [line[0] for line in lines]
 
 
@@ -82,6 +85,7 @@ def test_the_other_sections_hold_all_variants(page, made):
     names = {one["name"].split(" · ")[0] for one in page.plotted("profile")["data"]}
     assert names == set(LABELS)
     page.tab("table")
+    assert page.one("#table thead th").text == "variant"
     page.one("#table input[name=find]").send_keys("checkpoint-1000 token_energy")
     assert page.one("#table .count").text.split()[0] == str(len(made.reports[1].rows.where(metric="token_energy")))
 
@@ -98,6 +102,23 @@ def test_labels_reasons_and_notes_cannot_run_as_code(browser, made, tmp_path):
     page.one("#tab-series").click()
     page.until(lambda: page.all("#course .main-svg"))
     assert EVIL in page.one("h1").get_attribute("textContent")
+    assert page.errors() == []
+
+
+def test_on_a_phone_the_colours_of_a_sheet_are_explained_below_it(browser, made, tmp_path):
+    size = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page = Page(browser, made.save_html(tmp_path / "phone.html"))
+        page.one("#tab-series").click()
+        page.until(lambda: page.all("#course .main-svg"))
+        page.one("#series input[name=sheet]").click()
+        bar = page.plotted("course")["layout"]["coloraxis"]["colorbar"]
+        assert (bar["orientation"], bar["yanchor"]) == ("h", "top")
+        assert bar["y"] < 0
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert page.errors() == []
 
 

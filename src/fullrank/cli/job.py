@@ -68,9 +68,7 @@ def run(
     if json:
         typer.echo(made.to_json())
     else:
-        from rich.console import Console
-
-        Console().print(made)
+        made.print(page_written=html is not None)
     if html is not None:
         typer.echo(f"\nThe page: {html.resolve()}" if not json else f"The page: {html.resolve()}", err=json)
     failed = made.failed if isinstance(made, Variants) else ()

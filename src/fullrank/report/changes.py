@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fullrank.report.means import by_layer
 from fullrank.report.series import select
 from fullrank.report.wording import number
 from fullrank.table import Row
@@ -14,7 +14,7 @@ from fullrank.table import Row
 if TYPE_CHECKING:
     from fullrank.report.report import Report
 
-__all__ = ["Change", "by_layer", "largest_changes"]
+__all__ = ["Change", "largest_changes"]
 
 _ERRORS = 2.0
 """A change smaller than this many standard errors is not told apart from none."""
@@ -48,31 +48,6 @@ class Change:
     def words(self) -> str:
         """`0.92 → 0.31`."""
         return f"{number(self.before)} → {number(self.after)}"
-
-
-def by_layer(rows: Sequence[Row]) -> dict[int, tuple[float, float | None]]:
-    """Mean and standard error at each layer, over the heads where there are several.
-
-    The standard error of a mean over heads is the root mean square of theirs: heads read the same sequences, and
-    are not taken for independent.
-
-    Args:
-        rows: of one metric at one place and scope.
-
-    Returns:
-        Layer to mean and standard error (None where a row has none); layers without a value are left out.
-    """
-    layers: dict[int, list[Row]] = {}
-    for row in rows:
-        if row.value is not None and math.isfinite(row.value):
-            layers.setdefault(row.layer, []).append(row)
-    found: dict[int, tuple[float, float | None]] = {}
-    for layer, group in sorted(layers.items()):
-        mean = sum(row.value or 0.0 for row in group) / len(group)
-        errors = [row.stderr for row in group if row.stderr is not None]
-        whole = len(errors) == len(group)
-        found[layer] = mean, math.sqrt(sum(e * e for e in errors) / len(errors)) if whole else None
-    return found
 
 
 def largest_changes(before: Report, after: Report, *, most: int = 8) -> list[Change]:

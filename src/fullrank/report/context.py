@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from fullrank.errors import TableError
 from fullrank.report.glossary import Term, term
-from fullrank.report.profile import place_words
+from fullrank.report.means import entering, mean_of
+from fullrank.report.places import place_words
 from fullrank.report.series import Series
 from fullrank.report.steepness import slope_figure
-from fullrank.report.style import MUTED, Spec, drawable, escaped, layer_axis, meaning, shade, wrapped
-from fullrank.report.trends import context_of, contexts_of
+from fullrank.report.style import COLOUR_BAR, MUTED, Spec, drawable, escaped, layer_axis, meaning, shade, wrapped
+from fullrank.report.trends import contexts_of
 from fullrank.report.wording import evidence, number
-from fullrank.table import Row, headline
+from fullrank.table import Row, context_of, headline, in_context, without_context
 
 __all__ = ["Place", "by_context", "context_figures"]
 
@@ -33,8 +33,8 @@ def context_figures(series: Sequence[Series]) -> list[dict[str, Any]]:
     for one in series:
         keys: dict[tuple[str, Place, str], None] = {}
         for row in one.rows:
-            scope = _without(row.scope)
-            if scope is not None:
+            scope, context = without_context(row.scope)
+            if context is not None:
                 keys[row.metric, (row.stack, row.site, row.part), scope] = None
         for metric, place, scope in keys:
             name = " · ".join((*((one.label,) if several else ()), _name(place)))
@@ -50,8 +50,8 @@ def by_context(
 ) -> Spec:
     """Value against context on a logarithmic axis, one line per layer, dark for deep ones; bands are standard errors.
 
-    Of a metric that heads have, the line is the mean over heads, and the band the mean of their standard errors, which
-    the standard error of that mean cannot exceed.
+    Of a metric that heads have, the line is the mean over heads, and the band what its standard error cannot exceed
+    (`means.mean_of`).
 
     Args:
         series: what to draw together; each gets a dash of its own.
@@ -66,28 +66,30 @@ def by_context(
     Raises:
         TableError: where nothing was taken at several contexts, or several places are meant.
     """
-    rows = [row for one in series for row in one.rows if row.metric == metric and _without(row.scope) is not None]
+    everything = [row for one in series for row in one.rows if context_of(row.scope) is not None]
+    rows = [row for row in everything if row.metric == metric]
     if not rows:
-        have = sorted({row.metric for one in series for row in one.rows if _without(row.scope) is not None})
+        have = sorted({row.metric for row in everything})
         said = f"it has {', '.join(have)}" if have else "pass contexts= to examine"
         raise TableError(f"metric={metric!r} was not taken at several contexts in this report; {said}.")
     place = place or _only_place(rows, metric, where)
     rows = [row for row in rows if (row.stack, row.site, row.part) == place]
-    scope = scope or headline({str(_without(row.scope)) for row in rows})
+    scopes = {without_context(row.scope)[0] for row in rows}
+    scope = scope or headline(scopes)
     words, contexts = term(metric), contexts_of(rows)
+    wanted = {in_context(scope, context) for context in contexts}
     layers = sorted({row.layer for row in rows})
     data: list[Spec] = []
     for index, one in enumerate(series):
         mine = [r for r in one.rows if r.metric == metric and (r.stack, r.site, r.part) == place]
-        mine = [r for r in mine if _without(r.scope) == scope]
+        mine = [r for r in mine if r.scope in wanted]
         for layer in sorted({row.layer for row in mine}):
             points = _points([row for row in mine if row.layer == layer])
             colour = shade(layer, layers)
             name = " · ".join(p for p in (one.label, f"layer {layer}") if p)
             data += _line(points, name, colour, _DASHES[index % len(_DASHES)], words, band=_BAND / len(layers) ** 0.5)
     if not data:
-        scopes = sorted({str(_without(row.scope)) for row in rows})
-        raise TableError(f"no rows of {metric!r} over several contexts with scope={scope!r}; scopes: {scopes}.")
+        raise TableError(f"no rows of {metric!r} over several contexts with scope={scope!r}; scopes: {sorted(scopes)}.")
     if len(layers) > 1:
         data.append(_scale(layers))
     mean = any(row.head is not None for row in rows)
@@ -104,15 +106,9 @@ def by_context(
         },
         "yaxis": {"title": {"text": escaped(title)}},
         "margin": {"l": 60, "r": 24, "t": 30, "b": 52},
-        "meta": {"missing": _missing(rows, scope)},
+        "meta": {"missing": _missing([row for row in rows if row.scope in wanted])},
     }
     return {"data": data, "layout": layout}
-
-
-def _without(scope: str) -> str | None:
-    """The scope without its context; None where it has none."""
-    context = context_of(scope)
-    return None if context is None else scope.removesuffix(f"+context={context}")
 
 
 def _name(place: Place) -> str:
@@ -139,14 +135,10 @@ def _points(rows: Sequence[Row]) -> list[tuple[int, float, float | None, str]]:
     found = []
     for context in contexts_of(rows):
         here = [row for row in rows if context_of(row.scope) == context]
-        known = [row for row in here if row.value is not None and math.isfinite(row.value)]
-        if not known:
-            continue
-        value = sum(float(row.value or 0) for row in known) / len(known)
-        errors = [row.stderr for row in known if row.stderr is not None]
-        spread = sum(errors) / len(errors) if len(errors) == len(known) else None
-        said = evidence(known[0]) if len(known) == 1 else f"mean of {len(known)} heads"
-        found.append((context, value, spread, said))
+        known = entering(here)
+        if known:
+            said = evidence(known[0]) if len(known) == 1 else f"mean of {len(known)} heads"
+            found.append((context, *mean_of(known), said))
     return found
 
 
@@ -196,7 +188,7 @@ def _line(
 def _scale(layers: Sequence[int]) -> Spec:
     """A colour bar that says which line is which layer; the point that carries it is not drawn."""
     step = layer_axis(list(layers))["dtick"]
-    bar = {"title": {"text": "layer", "font": {"size": 12}}, "thickness": 10, "outlinewidth": 0, "len": 0.94, "y": 0.47}
+    bar = COLOUR_BAR | {"title": {"text": "layer", "font": {"size": 12}}, "len": 0.94, "y": 0.47}
     colours = [[(layer - layers[0]) / (layers[-1] - layers[0]), shade(layer, layers)] for layer in layers]
     return {
         "type": "scatter",
@@ -210,7 +202,7 @@ def _scale(layers: Sequence[int]) -> Spec:
             "cmax": layers[-1],
             "colorscale": colours,
             "showscale": True,
-            "colorbar": bar | {"dtick": step, "tick0": 0, "tickfont": {"size": 11, "color": MUTED}},
+            "colorbar": bar | {"dtick": step, "tick0": 0},
         },
     }
 
@@ -219,10 +211,10 @@ def _channels(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _missing(rows: Sequence[Row], scope: str) -> list[str]:
+def _missing(rows: Sequence[Row]) -> list[str]:
     said: dict[str, set[int]] = {}
     for row in rows:
         context = context_of(row.scope)
-        if row.value is None and context is not None and _without(row.scope) == scope:
+        if row.value is None and context is not None:
             said.setdefault(row.note, set()).add(context)
     return [f"at {', '.join(map(str, sorted(contexts)))} tokens: {note}" for note, contexts in said.items()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fullrank.report.series import series_of
-from fullrank.report.variation import course, lines, sheet
-from fullrank.table import headline
+from fullrank.report.embedded import chooser
+from fullrank.report.means import by_layer
+from fullrank.report.places import place_of, place_words
+from fullrank.report.variation import lines, sheet
+from fullrank.table import Row, context_of
 
 if TYPE_CHECKING:
     from fullrank.report.variants import Variants
@@ -25,36 +27,28 @@ def courses(variants: Variants) -> dict[str, Any]:
     Returns:
         `figures`, `first` and `headline`, as the page's other choosers have them.
     """
-    reports, labels = variants.reports, variants.labels
-    rows = [row for one in series_of(reports, labels) for row in one.rows]
-    keys = dict.fromkeys((row.metric, row.stack, row.site, row.part, row.scope, row.source) for row in rows)
+    groups: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+    for report, label in zip(variants.reports, variants.labels, strict=True):
+        for row in report.rows:
+            if context_of(row.scope) is None:  # numbers by context have a section of their own
+                key = (row.metric, row.stack, *place_of(row), row.scope, row.source)
+                groups.setdefault(key, {}).setdefault(label, []).append(row)
+    several = len({source for *_, source in groups}) > 1
     figures = []
-    scopes: dict[str, set[str]] = {}
-    several = len({key[-1] for key in keys}) > 1
-    for metric, stack, site, part, scope, source in keys:
-        place = {"stack": stack, "site": site, "part": part, "scope": scope, "source": source}
-        values = course(reports, labels, metric, **place)
+    for (metric, stack, site, part, scope, source), found in groups.items():
+        values = {label: by_layer(rows) for label, rows in found.items()}
         if not any(values.values()):
             continue
-        name = " · ".join((stack, *_place(site, part), *((source,) if several else ())))
+        heads = any(row.head is not None for rows in found.values() for row in rows)
+        name = " · ".join((stack, _words(site, part, heads=heads), *((source,) if several else ())))
         drawn = {
-            "figure": lines(values, labels, metric, scope=scope),
-            "sheet": sheet(values, labels, metric, scope=scope),
+            "figure": lines(values, variants.labels, metric, scope=scope),
+            "sheet": sheet(values, variants.labels, metric, scope=scope),
         }
         figures.append({"metric": metric, "place": name, "scope": scope, **drawn})
-        scopes.setdefault(metric, set()).add(scope)
-    first = next((metric for metric in _FIRST if metric in scopes), figures[0]["metric"] if figures else None)
-    return {"figures": figures, "first": first, "headline": {m: headline(found) for m, found in scopes.items()}}
+    return chooser(figures, _FIRST)
 
 
-def _place(site: str, part: str) -> tuple[str, ...]:
-    match site, part:
-        case "stream", "out":
-            return ("block output",)
-        case "stream", "mid":
-            return ("between attention and MLP",)
-        case "read", _:
-            return ("read by attention" if part == "out" else "read by the MLP",)
-        case "attention", _:
-            return (f"{part} attention, mean over heads",)
-    return (site, part)
+def _words(site: str, part: str, *, heads: bool) -> str:
+    words = place_words(site, part) + (" attention" if site == "attention" else "")
+    return f"{words}, mean over heads" if heads else words

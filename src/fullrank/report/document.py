@@ -8,14 +8,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fullrank.errors import TableError
 from fullrank.report.spectrum import HeadSpectrum
 from fullrank.table import SCHEMA_VERSION, Slope, Table, check_schema
 from fullrank.table.slopes import slope_of
 
-__all__ = ["plain", "read", "text_of", "write"]
+if TYPE_CHECKING:
+    from fullrank.report.report import Report
+
+__all__ = ["content", "dumps", "loads", "parsed", "plain", "text_of"]
 
 _NUMBER = "$number"
 """JSON has no infinity and no NaN: such a number outside the rows is written as {"$number": "inf"}."""
@@ -46,36 +49,49 @@ def plain(value: Any, *, where: str = "about") -> Any:
     raise TableError(f"{where} is a {type(value).__name__}; a report's description holds text, numbers and lists only.")
 
 
-def write(
-    rows: Table, about: Mapping[str, Any], spectra: tuple[HeadSpectrum, ...], slopes: tuple[Slope, ...] = ()
-) -> str:
-    """The document: `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`, and `"slopes"` where there are any."""
-    document = {
+def content(report: Report) -> dict[str, Any]:
+    """A report's document: `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`; `"slopes"` where it has any."""
+    return {
         "schema": SCHEMA_VERSION,
-        "about": _encode(about),
-        "spectra": [_encode(asdict(spectrum)) for spectrum in spectra],
-        **({"slopes": [_encode(asdict(slope)) for slope in slopes]} if slopes else {}),
-        "rows": rows.to_records(),
+        "about": _encode(report.about),
+        "spectra": [_encode(asdict(spectrum)) for spectrum in report.spectra],
+        **({"slopes": [_encode(asdict(slope)) for slope in report.context_slopes]} if report.context_slopes else {}),
+        "rows": report.rows.to_records(),
     }
-    return json.dumps(document, allow_nan=False, ensure_ascii=False)
 
 
-def read(text: str) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...], tuple[Slope, ...]]:
-    """What `write` wrote.
+def dumps(value: Any) -> str:
+    """JSON's own types as text; no NaN and no infinity, which JSON does not have."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def loads(text: str) -> Any:
+    """What a text holds.
+
+    Returns:
+        JSON's own types.
+
+    Raises:
+        TableError: for text that is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TableError(f"this is not JSON: {error}.") from None
+
+
+def parsed(document: Any) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...], tuple[Slope, ...]]:
+    """What `content` gave of a report.
 
     Args:
-        text: the document.
+        document: in JSON's own types.
 
     Returns:
         Rows, description, spectra and slopes; a document without slopes has none.
 
     Raises:
-        TableError: for text that is no such document, or of another schema version.
+        TableError: for what is no such document, or of another schema version.
     """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TableError(f"this is not JSON: {error}.") from None
     check_schema(document)
     about, spectra, slopes = document.get("about"), document.get("spectra", []), document.get("slopes", [])
     if not isinstance(about, dict) or not isinstance(spectra, list) or not isinstance(slopes, list):

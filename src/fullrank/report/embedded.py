@@ -15,14 +15,13 @@ from fullrank.report.scree import sketch
 from fullrank.report.series import Series
 from fullrank.report.spectrum import HeadSpectrum
 from fullrank.report.style import TEMPLATE
-from fullrank.report.trends import context_of
 from fullrank.report.wording import number, scope_words
-from fullrank.table import COLUMNS, headline
+from fullrank.table import COLUMNS, context_of, headline
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
 
-__all__ = ["embedded", "script_safe"]
+__all__ = ["chooser", "embedded", "script_safe"]
 
 _FIRST_PROFILES = ("token_energy", "similarity", "centered_stable_rank", "residual")
 _MOST_MAPS = 3
@@ -30,8 +29,20 @@ _FIRST_BY_CONTEXT = ("normalized_entropy", "similarity", "token_energy")
 _FIRST_MAPS = ("normalized_entropy", "sink_mass", "attention_s2")
 
 
-def embedded(reports: Sequence[Report], labels: Sequence[str], series: Sequence[Series]) -> dict[str, Any]:
-    """Figures, rows and definitions: everything that the page shows on demand."""
+def embedded(
+    reports: Sequence[Report], labels: Sequence[str], series: Sequence[Series], *, of: str = "report"
+) -> dict[str, Any]:
+    """Figures, rows and definitions: everything that the page shows on demand.
+
+    Args:
+        reports: what is shown together.
+        labels: one name each.
+        series: their rows, as they are drawn.
+        of: what a label names, `report` or `variant`: the column of the table that holds it.
+
+    Returns:
+        What the page's scripts read.
+    """
     metrics = dict.fromkeys(row.metric for one in series for row in one.rows)
     return {
         "template": TEMPLATE,
@@ -40,7 +51,7 @@ def embedded(reports: Sequence[Report], labels: Sequence[str], series: Sequence[
         "maps": _maps(series if len(series) <= _MOST_MAPS else (series[0], series[-1])),
         "spectra": _spectra(series),
         "contexts": _contexts(series),
-        "table": _table(reports, labels),
+        "table": _table(reports, labels, of),
         "scopes": {row.scope: scope_words(row.scope) for one in series for row in one.rows},
         "terms": {metric: _term(metric) for metric in metrics},
     }
@@ -63,7 +74,7 @@ def script_safe(content: Any) -> str:
 
 def _contexts(series: Sequence[Series]) -> dict[str, Any] | None:
     figures = context_figures(series)
-    return _chooser(figures, _FIRST_BY_CONTEXT) if figures else None
+    return chooser(figures, _FIRST_BY_CONTEXT) if figures else None
 
 
 def _profiles(series: Sequence[Series]) -> dict[str, Any]:
@@ -77,7 +88,7 @@ def _profiles(series: Sequence[Series]) -> dict[str, Any]:
         {"metric": metric, "place": stack, "scope": scope, "figure": profile(series, metric, scope=scope, stack=stack)}
         for metric, stack, scope in keys
     ]
-    return _chooser(figures, _FIRST_PROFILES)
+    return chooser(figures, _FIRST_PROFILES)
 
 
 def _maps(series: Sequence[Series]) -> dict[str, Any]:
@@ -96,10 +107,19 @@ def _maps(series: Sequence[Series]) -> dict[str, Any]:
         }
         for metric, stack, site, part, scope in keys
     ]
-    return _chooser(figures, _FIRST_MAPS)
+    return chooser(figures, _FIRST_MAPS)
 
 
-def _chooser(figures: list[dict[str, Any]], preferred: Sequence[str]) -> dict[str, Any]:
+def chooser(figures: list[dict[str, Any]], preferred: Sequence[str]) -> dict[str, Any]:
+    """Figures of which a metric, a place and a scope choose one.
+
+    Args:
+        figures: each with its `metric`, `place` and `scope`.
+        preferred: metrics; the first of them that is there is shown first.
+
+    Returns:
+        `figures`, the metric that is `first`, and the `headline` scope of every metric.
+    """
     metrics = {figure["metric"] for figure in figures}
     first = next((metric for metric in preferred if metric in metrics), figures[0]["metric"] if figures else None)
     scopes: dict[str, set[str]] = {}
@@ -132,13 +152,13 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def _table(reports: Sequence[Report], labels: Sequence[str]) -> dict[str, Any]:
+def _table(reports: Sequence[Report], labels: Sequence[str], of: str) -> dict[str, Any]:
     """Columns of all rows; texts as indices into their distinct values, numbers with what is shown of them."""
     rows = [(label, row) for report, label in zip(reports, labels, strict=True) for row in report.rows]
-    names = [*(("report",) if len(reports) > 1 else ()), *COLUMNS, "note"]
+    names = [*((of,) if len(reports) > 1 else ()), *COLUMNS, "note"]
     columns = []
     for name in names:
-        values: list[Any] = [label if name == "report" else getattr(row, name) for label, row in rows]
+        values: list[Any] = [label if name == of else getattr(row, name) for label, row in rows]
         if name in ("layer", "head", "n"):
             columns.append({"name": name, "values": values})
         elif name in ("value", "stderr"):

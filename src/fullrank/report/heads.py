@@ -9,9 +9,12 @@ from fullrank.errors import TableError
 from fullrank.report.glossary import term
 from fullrank.report.series import Series, select
 from fullrank.report.style import (
+    BARE,
+    COLOUR_BAR,
     DIVERGING,
     INK,
     LIGHT,
+    MOST_NUMBERS,
     MUTED,
     SEQUENTIAL,
     Spec,
@@ -30,8 +33,6 @@ from fullrank.table import Row
 __all__ = ["heads"]
 
 Grid = dict[tuple[int, int], Row]
-_MOST_NUMBERS = 16
-"""With more heads than this the cells are too narrow for numbers."""
 
 
 def heads(
@@ -80,13 +81,12 @@ def _figure(grids: list[tuple[str, Grid]], metric: str, definition: str, *, comp
     tall = max(len({layer for layer, _ in grid}) for _, grid in grids)
     width = max(len({head for _, head in grid}) for _, grid in grids)
     values = [drawable(row.value) for _, grid in grids for row in grid.values()]
-    bar = {"thickness": 10, "outlinewidth": 0, "len": 1, "y": 0.5, "tickfont": {"size": 11, "color": MUTED}}
     layout: Spec = {
         "annotations": [],
         "height": max(300, 30 * tall + 120) if tall <= 30 else 16 * tall + 120,
         "coloraxis": {
-            "colorscale": LIGHT if count == 1 and width <= _MOST_NUMBERS else SEQUENTIAL,
-            "colorbar": bar | ({"x": domains[-2][1] + 0.005} if compared else {}),
+            "colorscale": LIGHT if count == 1 and width <= MOST_NUMBERS else SEQUENTIAL,
+            "colorbar": COLOUR_BAR | ({"x": domains[-2][1] + 0.005} if compared else {}),
             **_limits(values),
         },
         "showlegend": False,
@@ -100,7 +100,7 @@ def _figure(grids: list[tuple[str, Grid]], metric: str, definition: str, *, comp
     if compared:
         (first, grid), (second, other) = grids
         panel = count - 1
-        trace, largest = _difference(grid, other, panel, bar)
+        trace, largest = _difference(grid, other, panel)
         data.append(trace)
         _axes(layout, grid, panel, domains[panel])
         layout["annotations"].append(caption(_minus(second, first, count), domains[panel][0]))
@@ -141,7 +141,7 @@ def _map(grid: Grid, panel: int, definition: str, *, numbers: bool, colours: Spe
         f"<br><span style='color:{MUTED}'>{definition}</span><extra></extra>",
         **colours,
     }
-    if numbers and len(columns) <= _MOST_NUMBERS:
+    if numbers and len(columns) <= MOST_NUMBERS:
         largest = max((abs(row.value) for line in rows for row in line if row and row.value is not None), default=0.0)
         trace["text"] = [[_short(row, largest) for row in line] for line in rows]
         trace |= {"texttemplate": "%{text}", "textfont": {"size": 12, "color": INK}}
@@ -178,7 +178,7 @@ def _short(row: Row | None, largest: float) -> str:
     return text + ("⌊" if at_floor(row) else "")
 
 
-def _difference(grid: Grid, other: Grid, panel: int, bar: Spec) -> tuple[Spec, float]:
+def _difference(grid: Grid, other: Grid, panel: int) -> tuple[Spec, float]:
     layers, columns = _cells({key: grid[key] for key in grid if key in other})
     lines: list[list[float | None]] = []
     said: list[list[list[str]]] = []
@@ -198,7 +198,7 @@ def _difference(grid: Grid, other: Grid, panel: int, bar: Spec) -> tuple[Spec, f
         "colorscale": DIVERGING,
         "zmin": -(largest or 1.0),
         "zmax": largest or 1.0,
-        "colorbar": bar,
+        "colorbar": COLOUR_BAR,
         "xgap": 1.5,
         "ygap": 1.5,
         "xaxis": axis_name("x", panel),
@@ -211,16 +211,15 @@ def _difference(grid: Grid, other: Grid, panel: int, bar: Spec) -> tuple[Spec, f
 
 def _axes(layout: Spec, grid: Grid, panel: int, domain: tuple[float, float]) -> None:
     layers, columns = _cells(grid)
-    bare = {"showgrid": False, "showline": False, "ticks": "", "zeroline": False, "ticklabelstandoff": 5}
     layout[axis_key("x", panel)] = (
         layer_axis(columns)
-        | bare
+        | BARE
         | {"title": {"text": "head"}, "domain": list(domain), "anchor": axis_name("y", panel)}
         | {"range": [columns[0] - 0.5, columns[-1] + 0.5]}
     )
     layout[axis_key("y", panel)] = (
         layer_axis(layers)
-        | bare
+        | BARE
         | {"anchor": axis_name("x", panel), "range": [layers[-1] + 0.5, layers[0] - 0.5]}  # read downwards, as depth
         | ({} if panel == 0 else {"title": {"text": ""}})
     )

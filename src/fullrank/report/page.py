@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from fullrank.report.headlines import headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.trends import counted, steepest
-from fullrank.report.wording import examined, model_title, row_notes, scope_words
+from fullrank.report.wording import examined, model_title, number, row_notes, scope_words
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from fullrank.report.report import Report
     from fullrank.report.variants import Variants
 
@@ -36,7 +39,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
     from plotly.offline import get_plotlyjs
 
     series = series_of(reports, labels)
-    data = embedded(reports, labels, series)
+    data = embedded(reports, labels, series, of="report" if variants is None else "variant")
     data["series"] = None if variants is None else courses(variants)
     return _render(
         "page.html",
@@ -44,6 +47,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         variants=variants,
         reports=_overviews(reports, labels),
         scope_words=scope_words,
+        number=number,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
         css=Markup(_text("page.css")),
@@ -102,4 +106,12 @@ def _render(name: str, **content: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template(name).render(**content)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken where a SPEC has its signs, rather than within a word."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[?&,=])", name))  # what is joined is escaped

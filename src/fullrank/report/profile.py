@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from fullrank.errors import TableError
 from fullrank.report.glossary import term
+from fullrank.report.places import place_of, place_words
 from fullrank.report.series import Series, select
 from fullrank.report.style import (
     COLOURS,
@@ -27,7 +27,7 @@ from fullrank.report.style import (
 from fullrank.report.wording import at_floor, evidence, number
 from fullrank.table import Row
 
-__all__ = ["place_words", "profile"]
+__all__ = ["profile"]
 
 _MARKS = {"out": ("circle", "solid"), "mid": ("circle-open", "dot"), "read": ("square-open", "dash")}
 _OTHER = (("diamond", "solid"), ("cross", "dash"), ("triangle-up", "dot"), ("x", "dashdot"), ("star", "longdash"))
@@ -62,7 +62,7 @@ def profile(
         rows = [row for one in series for row in one.rows if row.head is None]
         select(rows, metric, scope=scope, stack=stack, site=site, part=part, source=source)
     stacks = list(dict.fromkeys(row.stack for row in everything))
-    places = sorted(dict.fromkeys(map(_place, everything)), key=_order)
+    places = sorted(dict.fromkeys(map(place_of, everything)), key=_order)
     domains = panels(len(stacks))
     data: list[Spec] = []
     layout: Spec = {"annotations": [], "shapes": [], "height": 420, "showlegend": len(series) * len(places) > 1}
@@ -84,7 +84,7 @@ def profile(
             )
         for index, one in enumerate(series):
             for position, place in enumerate(places):
-                rows = [row for row in found[one.label] if row.stack == name and _place(row) == place]
+                rows = [row for row in found[one.label] if row.stack == name and place_of(row) == place]
                 if not rows:
                     continue
                 if len(series) > len(COLOURS) and place != ("stream", "out") and ("stream", "out") in places:
@@ -156,31 +156,9 @@ def _title(words: str, rows: list[Row]) -> str:
     return f"{words}, {scopes.pop()}" if len(scopes) == 1 and "all" not in scopes else words
 
 
-def _place(row: Row) -> tuple[str, str]:
-    """Site and part; tensors that are called alike in all layers are one line, so that it has a course over depth."""
-    alike = re.sub(r"(?<=\.)\d+(?=\.)", "*", row.part) if row.site in ("gradient", "weights") else row.part
-    return row.site, alike
-
-
 def _order(place: tuple[str, str]) -> int:
     known = (("stream", "out"), ("stream", "mid"), ("read", "out"), ("read", "mid"))
     return known.index(place) if place in known else len(known)
-
-
-def place_words(site: str, part: str) -> str:
-    """Where in a block a number was taken, such as `block output`."""
-    match site, part:
-        case "stream", "out":
-            return "block output"
-        case "stream", "mid":
-            return "between attention and MLP"
-        case "read", "out":
-            return "read by attention (after the norm)"
-        case "read", "mid":
-            return "read by the MLP (after the norm)"
-        case "gradient", "out" | "mid":
-            return f"gradient at {place_words('stream', part)}" if part == "out" else "gradient between the two"
-    return part if site in ("attention", "gradient", "weights") else f"{site} {part}"
 
 
 def _draw_null(layout: Spec, values: list[float | None], panel: int, logarithmic: bool) -> None:

@@ -192,7 +192,7 @@ class Report:
 
     def to_json(self) -> str:
         """The whole report as one JSON document with a schema version."""
-        return document.write(self.rows, self.about, self.spectra, self.context_slopes)
+        return document.dumps(document.content(self))
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -204,7 +204,7 @@ class Report:
         Raises:
             TableError: for text that is no report, or of another schema version.
         """
-        return cls(*document.read(text))
+        return cls(*document.parsed(document.loads(text)))
 
     def save_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json()` to a file, whole or not at all."""
@@ -237,8 +237,17 @@ class Report:
 
         yield from render((self,), ("",), width=options.max_width, ascii_only=options.ascii_only)
 
-    def print(self) -> None:
-        """Show the report on the terminal."""
-        from rich.console import Console
+    def print(self, *, page_written: bool = False) -> None:
+        """Show the report on the terminal.
 
-        Console().print(self)
+        Args:
+            page_written: whether its page has been written already, so that nobody need be told how.
+        """
+        from rich.console import Console, Group
+
+        from fullrank.report.terminal import render
+
+        console = Console()
+        ascii_only = console.options.ascii_only
+        lines = render((self,), ("",), width=console.width, ascii_only=ascii_only, page_written=page_written)
+        console.print(Group(*lines))

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from fullrank.report.glossary import Term, term
 from fullrank.report.style import (
+    BARE,
+    COLOUR_BAR,
     COLOURS,
     DIVERGING,
     INK,
+    MOST_NUMBERS,
     MUTED,
     PAPER,
     Spec,
@@ -23,9 +26,6 @@ from fullrank.report.wording import number
 from fullrank.table import Slope
 
 __all__ = ["slope_figure"]
-
-_MOST_NUMBERS = 16
-"""With more heads than this the cells are too narrow for numbers."""
 
 
 def slope_figure(slopes: Sequence[Slope], metric: str) -> Spec:
@@ -59,7 +59,6 @@ def _heads(slopes: Sequence[Slope], words: Term) -> Spec:
     lines = [[grid.get((layer, head)) for head in heads] for layer in layers]
     values = [s.per_doubling for s in grid.values() if s.per_doubling is not None and math.isfinite(s.per_doubling)]
     largest = max(map(abs, values), default=0.0) or 1.0
-    bare = {"showgrid": False, "showline": False, "ticks": "", "zeroline": False, "ticklabelstandoff": 5}
     trace: Spec = {
         "type": "heatmap",
         "x": heads,
@@ -72,16 +71,15 @@ def _heads(slopes: Sequence[Slope], words: Term) -> Spec:
         "hovertemplate": "<b>layer %{y}, head %{x}: %{customdata[0]} per doubling</b><br>%{customdata[1]}"
         f"<br><span style='color:{MUTED}'>{meaning(words)}</span><extra></extra>",
     }
-    if len(heads) <= _MOST_NUMBERS:
+    if len(heads) <= MOST_NUMBERS:
         texts = [[_short(slope, largest) for slope in line] for line in lines]
         trace |= {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 12, "color": INK}}
-    bar = {"thickness": 10, "outlinewidth": 0, "len": 1, "y": 0.5, "tickfont": {"size": 11, "color": MUTED}}
     layout: Spec = {
         "height": max(240, 30 * len(layers) + 110) if len(layers) <= 30 else 16 * len(layers) + 110,
         "showlegend": False,
-        "coloraxis": {"colorscale": _PALE, "cmin": -largest, "cmax": largest, "colorbar": bar},
-        "xaxis": layer_axis(heads) | bare | {"title": {"text": "head"}, "range": [heads[0] - 0.5, heads[-1] + 0.5]},
-        "yaxis": layer_axis(layers) | bare | {"range": [layers[-1] + 0.5, layers[0] - 0.5]},
+        "coloraxis": {"colorscale": _PALE, "cmin": -largest, "cmax": largest, "colorbar": COLOUR_BAR},
+        "xaxis": layer_axis(heads) | BARE | {"title": {"text": "head"}, "range": [heads[0] - 0.5, heads[-1] + 0.5]},
+        "yaxis": layer_axis(layers) | BARE | {"range": [layers[-1] + 0.5, layers[0] - 0.5]},
         "margin": {"l": 60, "r": 24, "t": 30, "b": 52},
     }
     return {"data": [trace], "layout": layout}
@@ -96,7 +94,8 @@ def _short(slope: Slope | None, largest: float) -> str:
         return ""
     if largest < 0.1 or largest >= 100:
         return number(slope.per_doubling)
-    return f"{slope.per_doubling:+.2f}".replace("-", "−").replace("0.", ".", 1)
+    text = f"{slope.per_doubling:+.2f}".replace("-", "−")
+    return text.replace("0.", ".", 1) if abs(slope.per_doubling) < 1 else text
 
 
 def _layers(slopes: Sequence[Slope], words: Term) -> Spec:

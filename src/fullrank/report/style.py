@@ -14,7 +14,20 @@ from typing import Any
 
 from fullrank.report.glossary import Term
 
-__all__ = ["ACCENT", "COLOURS", "DIVERGING", "INK", "LIGHT", "MUTED", "SEQUENTIAL", "TEMPLATE", "Spec"]
+__all__ = [
+    "ACCENT",
+    "BARE",
+    "COLOURS",
+    "COLOUR_BAR",
+    "DIVERGING",
+    "INK",
+    "LIGHT",
+    "MOST_NUMBERS",
+    "MUTED",
+    "SEQUENTIAL",
+    "TEMPLATE",
+    "Spec",
+]
 
 Spec = dict[str, Any]
 
@@ -61,6 +74,13 @@ TEMPLATE: Spec = {
         "hovermode": "closest",
     }
 }
+
+
+MOST_NUMBERS = 16
+"""With more heads than this the cells of a heat map are too narrow for numbers."""
+BARE: Spec = {"showgrid": False, "showline": False, "ticks": "", "zeroline": False, "ticklabelstandoff": 5}
+"""An axis of a heat map: its cells are their own grid."""
+COLOUR_BAR: Spec = {"thickness": 10, "outlinewidth": 0, "len": 1, "y": 0.5, "tickfont": {"size": 11, "color": MUTED}}
 
 
 def shade(value: float, of: Sequence[float]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fullrank.report.report import Report
 
-__all__ = ["bar", "render"]
+__all__ = ["bar", "next_steps", "noted", "render"]
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MOST_NOTES = 8
@@ -27,9 +27,20 @@ _MOST_TRENDS = 6
 
 
 def render(
-    reports: Sequence[Report], labels: Sequence[str], *, width: int, ascii_only: bool
+    reports: Sequence[Report], labels: Sequence[str], *, width: int, ascii_only: bool, page_written: bool = False
 ) -> Iterator[RenderableType]:
-    """The lines of one report, or of several one after the other."""
+    """The lines of one report, or of several one after the other.
+
+    Args:
+        reports: at least one.
+        labels: one name each; empty where there is nothing to tell apart.
+        width: characters that a line may have.
+        ascii_only: whether the terminal shows nothing else.
+        page_written: whether their page has been written already.
+
+    Yields:
+        What rich prints.
+    """
     from rich.text import Text
 
     for report, label in zip(reports, labels, strict=True):
@@ -55,7 +66,15 @@ def render(
             )
         yield from _trends(report, ascii_only=ascii_only)
         yield from _notes(report, ascii_only=ascii_only)
-    yield from _next(reports)
+    rows = sum(len(report.rows) for report in reports)
+    yield from next_steps(
+        [
+            ("fullrank metrics", "what each number means, what is healthy and what is collapsed"),
+            ("--html report.html", f"all {rows:,} numbers: profiles, every head, singular values"),
+            ("--json > report.json", "the same for programs; Report.load reads it back"),
+        ],
+        page_written=page_written,
+    )
 
 
 def bar(share: float, width: int, *, ascii_only: bool = False) -> str:
@@ -177,11 +196,25 @@ def _trends(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
 
 
 def _notes(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
+    said = [*map(str, report.about.get("notes") or []), *remarks(report.rows)]
+    said += [f"{metrics}: {note}" for note, metrics in row_notes(report.rows)]
+    yield from noted(said, rest="in the saved report and in report.notes", ascii_only=ascii_only)
+
+
+def noted(said: Sequence[str], *, rest: str, ascii_only: bool) -> Iterator[RenderableType]:
+    """The section of notes: the first few, and how many more there are.
+
+    Args:
+        said: all of them, what matters most first.
+        rest: where those are that are not shown.
+        ascii_only: whether the terminal shows nothing else.
+
+    Yields:
+        What rich prints; nothing without notes.
+    """
     from rich.table import Table as Grid
     from rich.text import Text
 
-    said = [*map(str, report.about.get("notes") or []), *remarks(report.rows)]
-    said += [f"{metrics}: {note}" for note, metrics in row_notes(report.rows)]
     if not said:
         return
     yield Text("\nnotes", style="bold")
@@ -190,20 +223,25 @@ def _notes(report: Report, *, ascii_only: bool) -> Iterator[RenderableType]:
         notes.add_row("-" if ascii_only else "·", Text(note, overflow="fold"))
     yield notes
     if len(said) > _MOST_NOTES:
-        yield Text(f"  and {len(said) - _MOST_NOTES} more, in the saved report and in report.notes", style="dim")
+        yield Text(f"  and {len(said) - _MOST_NOTES} more, {rest}", style="dim")
 
 
-def _next(reports: Sequence[Report]) -> Iterator[RenderableType]:
+def next_steps(steps: Sequence[tuple[str, str]], *, page_written: bool) -> Iterator[RenderableType]:
+    """The last section: commands and options, and what they give.
+
+    Args:
+        steps: pairs of the two.
+        page_written: whether a page has been written already: `--html` is then no news.
+
+    Yields:
+        What rich prints.
+    """
     from rich.table import Table as Grid
     from rich.text import Text
 
-    rows = sum(len(report.rows) for report in reports)
     yield Text("\nnext", style="bold")
     grid = Grid.grid(padding=(0, 2, 0, 0))
-    for command, words in (
-        ("fullrank metrics", "what each number means, what is healthy and what is collapsed"),
-        ("--html report.html", f"all {rows:,} numbers: profiles, every head, singular values"),
-        ("--json > report.json", "the same for programs; Report.load reads it back"),
-    ):
-        grid.add_row(Text(command), Text(words, style="dim"))
+    for command, words in steps:
+        if not (page_written and command.startswith("--html")):
+            grid.add_row(Text(command), Text(words, style="dim"))
     yield grid

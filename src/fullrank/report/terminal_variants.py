@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fullrank.report.headlines import Column, headlines
-from fullrank.report.wording import scope_words
+from fullrank.report.remarks import remarks
+from fullrank.report.terminal import next_steps, noted
+from fullrank.report.wording import row_notes, scope_words, weights_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,8 +21,18 @@ __all__ = ["render"]
 _FACTS = ("architecture", "weights", "dtype", "sequences", "tokens", "seconds")
 
 
-def render(variants: Variants, *, width: int, ascii_only: bool) -> Iterator[RenderableType]:
-    """The lines of a series of variants, no wider than the terminal."""
+def render(variants: Variants, *, width: int, ascii_only: bool, page_written: bool = False) -> Iterator[RenderableType]:
+    """The lines of a series of variants, no wider than the terminal.
+
+    Args:
+        variants: what to show.
+        width: characters that a line may have.
+        ascii_only: whether the terminal shows nothing else.
+        page_written: whether their page has been written already.
+
+    Yields:
+        What rich prints.
+    """
     from rich.text import Text
 
     said = "1 variant" if len(variants) == 1 else f"{len(variants)} variants, in order"
@@ -31,29 +43,37 @@ def render(variants: Variants, *, width: int, ascii_only: bool) -> Iterator[Rend
         yield _listed([(one.label, one.reason) for one in variants.failed])
     yield from _changes(variants, ascii_only=ascii_only)
     yield from _last_layers(variants, width=width, ascii_only=ascii_only)
-    notes = {note: None for report in variants.reports for note in map(str, report.about.get("notes") or [])}
-    notes = dict.fromkeys((*variants.notes, *notes))
-    if notes:
-        yield Text("\nnotes", style="bold")
-        yield _listed([("-" if ascii_only else "·", note) for note in list(notes)[:8]])
-    yield Text("\nnext", style="bold")
+    yield from noted(
+        _notes(variants), rest="in the saved series and in the notes of each report", ascii_only=ascii_only
+    )
     rows = sum(len(report.rows) for report in variants.reports)
-    yield _listed(
+    yield from next_steps(
         [
             ("--html series.html", f"all {rows:,} numbers, every metric against the variants"),
             ("--json > series.json", "the same for programs; fullrank.Variants.load reads it back"),
-        ]
+        ],
+        page_written=page_written,
     )
+
+
+def _notes(variants: Variants) -> list[str]:
+    """Those of comparing, then what reports say in their notes, each once, then what their numbers and rows say."""
+    said = [*variants.notes]
+    said += [str(note) for report in variants.reports for note in report.about.get("notes") or []]
+    for report, label in zip(variants.reports, variants.labels, strict=True):
+        said += [f"{label}: {remark}" for remark in remarks(report.rows)]
+    noted_rows = row_notes(row for report in variants.reports for row in report.rows)
+    said += [f"{metrics}: {note}" for note, metrics in noted_rows]
+    return list(dict.fromkeys(said))
 
 
 def _facts(variants: Variants) -> Grid:
     lines = []
     for report, label in zip(variants.reports, variants.labels, strict=True):
         about, given = report.about, report.about.get("input") or {}
-        fresh = about.get("fresh")
         found = {
             "architecture": about.get("architecture"),
-            "weights": None if fresh is None else "fresh" if fresh else "as loaded",
+            "weights": weights_words(about.get("fresh")),
             "dtype": about.get("dtype"),
             "sequences": given.get("sequences"),
             "tokens": given.get("tokens"),

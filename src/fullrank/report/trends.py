@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fullrank.report.glossary import term
-from fullrank.report.profile import place_words
+from fullrank.report.places import place_words
 from fullrank.report.wording import number
-from fullrank.table import Row, Slope
+from fullrank.table import Row, Slope, context_of, without_context
 
-__all__ = ["Trend", "context_of", "contexts_of", "counted", "interval", "steepest"]
+__all__ = ["Trend", "contexts_of", "counted", "interval", "steepest"]
 
-_MARK = "context="
 _GIVEN = frozenset({"numerical_rank", "centered_numerical_rank"})
 """What rises with the number of tokens whatever the model does."""
 
@@ -31,12 +30,6 @@ class Trend:
     slope: Slope
     where: str
     said: str
-
-
-def context_of(scope: str) -> int | None:
-    """The context in a scope such as `late+context=1024`; None where it says none."""
-    last = scope.rpartition("+")[2]
-    return int(last.removeprefix(_MARK)) if last.startswith(_MARK) and last[len(_MARK) :].isdecimal() else None
 
 
 def contexts_of(rows: Iterable[Row]) -> list[int]:
@@ -68,9 +61,9 @@ def steepest(slopes: Sequence[Slope], rows: Iterable[Row], *, most: int = 12, ea
     """
     sizes: dict[tuple[object, ...], float] = {}
     for row in rows:
-        context = context_of(row.scope)
+        scope, context = without_context(row.scope)
         if context is not None and row.value is not None and math.isfinite(row.value):
-            key = (*row.key[1:6], row.scope.removesuffix(f"+{_MARK}{context}"), row.metric)
+            key = (*row.key[1:6], scope, row.metric)
             sizes[key] = max(sizes.get(key, 0.0), abs(row.value))
     ranked = []
     for slope in slopes:

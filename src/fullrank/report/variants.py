@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fullrank.errors import TableError
 from fullrank.report import document
@@ -16,8 +15,9 @@ from fullrank.report.figure import as_figure, draw
 from fullrank.report.overlay import Overlay
 from fullrank.report.report import Report
 from fullrank.report.series import series_of
+from fullrank.report.style import COLOURS
 from fullrank.report.variation import course, lines, sheet
-from fullrank.table import COLUMNS, SCHEMA_VERSION, headline, write_atomically
+from fullrank.table import COLUMNS, SCHEMA_VERSION, write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -28,9 +28,6 @@ __all__ = ["Failure", "Variants", "View"]
 
 View = Literal["depth", "sheet", "lines"]
 """`depth`: every variant over layers; `sheet`: variants × layers; `lines`: against the variants, a line per layer."""
-
-_FEW = 6
-"""Up to this many variants are told apart by colour."""
 
 
 class Failure(NamedTuple):
@@ -120,7 +117,7 @@ class Variants:
 
         Args:
             metric: a metric that at least one variant has.
-            scope: which scope; by default the headline.
+            scope: which scope; by default the headline of those that all variants have.
             stack: only this stack; needed where several have the metric.
             site: only this site; by default the stream or the attention.
             part: only this part; by default the block output or the first attention.
@@ -130,12 +127,12 @@ class Variants:
             A frame indexed by variant, in order, a column per layer.
 
         Raises:
-            TableError: where nothing is left, or several stacks would be mixed.
+            TableError: where nothing is left, or several stacks or scopes would be mixed.
         """
         import pandas as pd
 
         place = {"scope": scope, "stack": stack, "site": site, "part": part, "source": source}
-        values = course(self.reports, self.labels, metric, **place)
+        _, values = course(self.reports, self.labels, metric, **place)
         layers = sorted({layer for of_variant in values.values() for layer in of_variant})
         cells = [[values.get(label, {}).get(layer, (None, None))[0] for layer in layers] for label in self.labels]
         index = pd.Index(self.labels, name="variant")
@@ -165,7 +162,7 @@ class Variants:
             metric: a metric that at least one variant has.
             view: `depth` over layers, `sheet` variants × layers, `lines` against the variants with a line per layer; by
                 default `depth` for up to six variants, else `sheet`.
-            scope: which scope; by default the headline.
+            scope: which scope; by default the headline; against the variants, that of the scopes that all have.
             stack: only this stack.
             site: only this site.
             part: only this part.
@@ -179,13 +176,12 @@ class Variants:
             TableError: where there is nothing to draw, or for a view that is none.
         """
         place = {"scope": scope, "stack": stack, "site": site, "part": part, "source": source}
-        view = view or ("depth" if len(self) <= _FEW else "sheet")
+        view = view or ("depth" if len(self) <= len(COLOURS) else "sheet")  # as many as colours tell apart
         if view == "depth":
             return as_figure(draw(series_of(self.reports, self.labels), metric, logarithmic=logarithmic, **place))
         if view not in ("sheet", "lines"):
             raise TableError(f"view={view!r} is not one of depth, sheet, lines.")
-        values = course(self.reports, self.labels, metric, **place)
-        said = scope or headline({row.scope for report in self.reports for row in report.rows if row.metric == metric})
+        said, values = course(self.reports, self.labels, metric, **place)
         if view == "sheet":
             return as_figure(sheet(values, self.labels, metric, scope=said))
         return as_figure(lines(values, self.labels, metric, scope=said, logarithmic=logarithmic))
@@ -201,11 +197,11 @@ class Variants:
         pairs = zip(self.labels, self.reports, strict=True)
         content = {
             "schema": SCHEMA_VERSION,
-            "variants": [{"variant": label, "report": json.loads(report.to_json())} for label, report in pairs],
+            "variants": [{"variant": label, "report": document.content(report)} for label, report in pairs],
             "failed": [one._asdict() for one in self.failed],
             "notes": list(self.notes),
         }
-        return json.dumps(content, allow_nan=False, ensure_ascii=False)
+        return document.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> Variants:
@@ -217,10 +213,7 @@ class Variants:
         Raises:
             TableError: for text that holds no variants, or of another schema version.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TableError(f"this is not JSON: {error}.") from None
+        content = document.loads(text)
         if not isinstance(content, dict) or not isinstance(content.get("variants"), list):
             raise TableError(
                 "these are no fullrank variants: there is no list 'variants'; one report is read by Report."
@@ -228,10 +221,14 @@ class Variants:
         if content.get("schema") != SCHEMA_VERSION:
             found = content.get("schema")
             raise TableError(f"schema version {found!r} found; this fullrank reads {SCHEMA_VERSION}.")
-        reports = [Report.from_json(json.dumps(one["report"])) for one in content["variants"]]
-        labels = [str(one["variant"]) for one in content["variants"]]
-        failed = [(str(one["label"]), str(one["reason"])) for one in content.get("failed", [])]
-        return cls.of(reports, labels, failed=failed, notes=[str(note) for note in content.get("notes", [])])
+        pairs = [_fields(one, "variant", "report") for one in content["variants"]]
+        failed = [_fields(one, "label", "reason") for one in content.get("failed", [])]
+        return cls.of(
+            [Report(*document.parsed(report)) for _, report in pairs],
+            [str(label) for label, _ in pairs],
+            failed=[(str(label), str(reason)) for label, reason in failed],
+            notes=[str(note) for note in content.get("notes", [])],
+        )
 
     def save_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json()` to a file, whole or not at all."""
@@ -264,8 +261,24 @@ class Variants:
 
         yield from render(self, width=options.max_width, ascii_only=options.ascii_only)
 
-    def print(self) -> None:
-        """Show the variants on the terminal."""
-        from rich.console import Console
+    def print(self, *, page_written: bool = False) -> None:
+        """Show the variants on the terminal.
 
-        Console().print(self)
+        Args:
+            page_written: whether their page has been written already, so that nobody need be told how.
+        """
+        from rich.console import Console, Group
+
+        from fullrank.report.terminal_variants import render
+
+        console = Console()
+        ascii_only = console.options.ascii_only
+        console.print(Group(*render(self, width=console.width, ascii_only=ascii_only, page_written=page_written)))
+
+
+def _fields(record: Any, first: str, second: str) -> tuple[Any, Any]:
+    """Two entries of a record of a file, refused where it has them not."""
+    if not isinstance(record, dict) or not {first, second} <= record.keys():
+        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise TableError(f"a record of the variants has {found}; expected {first} and {second}.")
+    return record[first], record[second]

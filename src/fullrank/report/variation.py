@@ -7,11 +7,24 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from fullrank.errors import TableError
-from fullrank.report.changes import by_layer
 from fullrank.report.glossary import term
+from fullrank.report.means import by_layer
+from fullrank.report.places import place_of
 from fullrank.report.series import select
-from fullrank.report.style import MUTED, SEQUENTIAL, Spec, drawable, escaped, layer_axis, meaning, shade
+from fullrank.report.style import (
+    BARE,
+    COLOUR_BAR,
+    MUTED,
+    SEQUENTIAL,
+    Spec,
+    drawable,
+    escaped,
+    layer_axis,
+    meaning,
+    shade,
+)
 from fullrank.report.wording import number
+from fullrank.table import Row, headline
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
@@ -28,40 +41,67 @@ _MOST_LINES = 9
 _LABEL = 18
 
 
-def course(reports: Sequence[Report], labels: Sequence[str], metric: str, **place: str | None) -> Course:
-    """What becomes of a metric from variant to variant.
+def course(
+    reports: Sequence[Report],
+    labels: Sequence[str],
+    metric: str,
+    *,
+    scope: str | None = None,
+    stack: str | None = None,
+    site: str | None = None,
+    part: str | None = None,
+    source: str | None = None,
+) -> tuple[str, Course]:
+    """What becomes of a metric from variant to variant, over the same tokens in each.
 
     Args:
         reports: in order.
         labels: one name each.
         metric: a metric that at least one has.
-        **place: `scope`, `stack`, `site`, `part`, `source`; by default the headline scope, and of several sites and
-            parts the block output or the first attention.
+        scope: over which tokens; by default the headline of the scopes that all variants with the metric have.
+        stack: only this stack.
+        site: only this site; of several, the stream.
+        part: only this part, or these tensors (`h.*.mlp.weight`); of several, the block output or the first attention.
+        source: only this source.
 
     Returns:
-        Values by variant and layer; a variant without the metric there is left out.
+        The scope, and values by variant and layer; a variant without the metric there is left out.
 
     Raises:
-        TableError: where no variant has it, or it stands for several stacks.
+        TableError: where no variant has it, it stands for several stacks, or the variants have no scope in common.
     """
-    found: dict[str, dict[int, tuple[float, float | None]]] = {}
-    refusal: TableError | None = None
+    asked = {"metric": metric, "scope": scope, "stack": stack, "site": site, "source": source}
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    found: dict[str, list[Row]] = {}
     for report, label in zip(reports, labels, strict=True):
-        try:
-            rows = select(report.rows, metric, **place)
-        except TableError as error:
-            refusal = error
-            continue
-        for name in ("source", "stack", "site", "part"):
-            have = list(dict.fromkeys(getattr(row, name) for row in rows))
-            if len(have) > 1 and name in ("source", "stack"):
-                raise TableError(f"{metric!r} stands for several values of {name}: {sorted(have)}; pass {name}=.")
-            first = next((wanted for wanted in ("stream", "out", "self") if wanted in have), have[0])
-            rows = [row for row in rows if getattr(row, name) == first] if len(have) > 1 else rows
-        found[label] = by_layer(rows)
-    if not found:
-        raise refusal or TableError(f"metric={metric!r}: there is no variant to take it from.")
-    return found
+        rows = [row for row in report.rows if all(getattr(row, name) == value for name, value in wanted.items())]
+        rows = [row for row in rows if part in (None, row.part, place_of(row)[1])]
+        if rows:
+            found[label] = _at_one_place(rows)
+    if not found:  # says what there is instead
+        everything = [row for report in reports for row in report.rows]
+        select(everything, metric, scope=scope, stack=stack, site=site, part=part, source=source)
+    scopes = {label: {row.scope for row in rows} for label, rows in found.items()}
+    common = set.intersection(*scopes.values())
+    if not common:
+        have = "; ".join(f"{label}: {', '.join(sorted(those))}" for label, those in scopes.items())
+        raise TableError(f"{metric!r} was taken at no scope that all variants have ({have}); pass scope=.")
+    chosen = headline(common)
+    values = {label: by_layer(row for row in rows if row.scope == chosen) for label, rows in found.items()}
+    return chosen, values
+
+
+def _at_one_place(rows: list[Row]) -> list[Row]:
+    """Of the rows of a metric in one report those of one place: the block output, the first attention, or the first."""
+    for name in ("source", "stack"):
+        have = sorted({getattr(row, name) for row in rows})
+        if len(have) > 1:
+            raise TableError(f"{rows[0].metric!r} stands for several values of {name}: {have}; pass {name}=.")
+    for which in (0, 1):  # site, then part
+        names = dict.fromkeys(place_of(row)[which] for row in rows)
+        first = next((wanted for wanted in ("stream", "out", "self") if wanted in names), next(iter(names)))
+        rows = [row for row in rows if place_of(row)[which] == first]
+    return rows
 
 
 def lines(values: Course, labels: Sequence[str], metric: str, *, scope: str = "", logarithmic: bool = False) -> Spec:
@@ -136,22 +176,21 @@ def sheet(values: Course, labels: Sequence[str], metric: str, *, scope: str = ""
             [[escaped(label), number(point[0] if point else None)] for point in line]
             for label, line in _pairs(labels, grid)
         ],
-        "colorscale": SEQUENTIAL,
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11, "color": MUTED}},
+        "coloraxis": "coloraxis",
         "xgap": 1.5,
         "ygap": 1.5,
         "hovertemplate": f"<b>%{{customdata[0]}}</b>, layer %{{x}}: <b>%{{customdata[1]}}</b>"
         f"<br><span style='color:{MUTED}'>{meaning(words)}</span><extra></extra>",
     }
-    bare = {"showgrid": False, "showline": False, "ticks": "", "ticklabelstandoff": 5}
     down = {"range": [len(labels) - 0.5, -0.5]}
     title = f"{words.title}, {scope}" if scope not in ("", "all") else words.title
     layout: Spec = {
         "height": max(260, 26 * len(labels) + 130),
         "showlegend": False,
         "title": {"text": escaped(title), "font": {"size": 14}},
-        "xaxis": layer_axis(layers) | bare | {"range": [layers[0] - 0.5, layers[-1] + 0.5]},
-        "yaxis": _variants(labels) | bare | down,
+        "coloraxis": {"colorscale": SEQUENTIAL, "colorbar": COLOUR_BAR},
+        "xaxis": layer_axis(layers) | BARE | {"range": [layers[0] - 0.5, layers[-1] + 0.5]},
+        "yaxis": _variants(labels) | BARE | down,
         "meta": {"missing": _missing(values, labels)},
     }
     return {"data": [trace], "layout": layout}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from fullrank.table import Row, Table
+from fullrank.table import Row, without_context
 
-__all__ = ["at_floor", "evidence", "examined", "model_title", "number", "row_notes", "scope_words"]
+__all__ = ["at_floor", "evidence", "examined", "model_title", "number", "row_notes", "scope_words", "weights_words"]
 
 MISSING = "–"
 
@@ -53,11 +53,9 @@ def scope_words(scope: str) -> str:
         "no-first": "all real tokens but the first of each sequence, which may be a CLS token or a register",
         "samples": "over samples instead of tokens",
     }
-    return "; ".join(_context_words(part) or words.get(part, part) for part in scope.split("+"))
-
-
-def _context_words(part: str) -> str:
-    return f"sequences of {part.removeprefix('context=')} tokens" if part.startswith("context=") else ""
+    own, context = without_context(scope)
+    said = [words.get(part, part) for part in own.split("+")]
+    return "; ".join(said if context is None else (*said, f"sequences of {context} tokens"))
 
 
 def at_floor(row: Row) -> bool:
@@ -76,7 +74,7 @@ def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was examined, as (label, words); only what the description says."""
     facts = [
         ("model", _model(about)),
-        ("weights", _weights(about.get("fresh"))),
+        ("weights", weights_words(about.get("fresh"))),
         *((f"stack {stack.get('name', '')}".strip(), _stack(stack)) for stack in about.get("stacks") or []),
         ("input", _input(about.get("input") or {})),
         ("gradients", f"of {about['gradients']}" if about.get("gradients") else ""),
@@ -90,7 +88,7 @@ def examined(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 _NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
 
 
-def row_notes(rows: Table) -> list[tuple[str, str]]:
+def row_notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """Every note that rows carry, once, with the metrics it was said of; those of missing values come first.
 
     Notes that differ in their numbers alone (one for each layer) are said once, with how many more there are.
@@ -112,7 +110,8 @@ def row_notes(rows: Table) -> list[tuple[str, str]]:
     return found
 
 
-def _weights(fresh: Any) -> str:
+def weights_words(fresh: Any) -> str:
+    """Whether weights are the architecture's own random ones; empty where nobody said."""
     return "" if fresh is None else "freshly initialised" if fresh else "as loaded"
 
 

@@ -42,11 +42,6 @@ function draw(element, figure, logarithmic = false) {
 function fitNarrow(traces, layout) {
   layout.margin = { ...DATA.template.layout.margin, ...layout.margin, l: 46, r: 8 };
   const maps = traces.filter((trace) => trace.type === "heatmap");
-  if (maps.length === 1 && !layout.coloraxis) { /* variants × layers: its bar stands at the side */
-    layout.coloraxis = {};
-    maps[0].colorbar = { ...maps[0].colorbar, orientation: "h", x: 0.5, len: 1, yanchor: "top", y: -62 / (layout.height - 110) };
-    return;
-  }
   for (const map of maps) Object.assign(map, { xgap: 1, ygap: 1, ...(map.texttemplate && { textfont: { ...map.textfont, size: 9 } }) });
   if (maps.length === 1) {
     const tall = layout.height - layout.margin.t - layout.margin.b;

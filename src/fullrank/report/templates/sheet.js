@@ -4,7 +4,7 @@ const ROW = 27;
 /* what is the same in every row is said once, above */
 const isConstant = (column) => column.codes && column.distinct.length === 1 && column.name !== "metric";
 const SHOWN = DATA.table.columns.filter((column) => !isConstant(column));
-const FIRST = ["report", "layer", "head", "metric", "value", "stderr"]; /* on a phone, what fits without scrolling */
+const FIRST = ["report", "variant", "layer", "head", "metric", "value", "stderr"]; /* on a phone, what fits without scrolling */
 const rank = (column) => (FIRST.includes(column.name) ? FIRST.indexOf(column.name) : FIRST.length);
 if (narrow()) SHOWN.sort((a, b) => rank(a) - rank(b));
 const sheet = {
