@@ -103,13 +103,27 @@ def test_weights_that_are_not_finite(refused, spoilt):
     refused("encoder.layer.1.output.dense", spoilt)
 
 
-@pytest.mark.parametrize("path", ["nowhere/page.html", ".", "/proc/page.html"])
+@pytest.mark.parametrize("path", ["nowhere/page.html", ".", "/proc/page.html", "-"])
 def test_an_unwritable_page_is_refused_before_anything_is_loaded(refused, checkpoint, monkeypatch, path):
     def load(*args, **kwargs):
         raise AssertionError("loaded")
 
     monkeypatch.setattr("fullrank.cli.job.load", load)
     refused("cannot be written", checkpoint, page=path)
+
+
+@pytest.mark.parametrize(
+    ("says", "arguments"),
+    [
+        ("is no head", ("--heads", "x")),
+        ("leaves out", ("--heads", "1.0", "--no-spectrum")),
+        ("at least one random projection", ("--gradients", "--probes", "0")),
+        ("no time budget", ("--seconds", "-1")),
+        ("cannot be compared", ("--contexts", "24,12")),
+    ],
+)
+def test_options_that_no_model_could_take_are_refused_before_one_is_looked_for(refused, says, arguments):
+    refused(says, "./nowhere", *arguments)
 
 
 def test_an_existing_page_survives_a_refusal(fullrank, checkpoint, here):

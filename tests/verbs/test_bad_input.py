@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 import fullrank
-from fullrank.errors import BatchError, FullrankError, ModelError, NonFiniteError
+from fullrank.errors import BatchError, FullrankError, ModelError, NonFiniteError, ShapeError
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def sentence(error):
     assert "\n" not in text
     assert len(text) < 400
     return text
+
+
+def test_heads_and_probes_are_refused_before_the_model_is_looked_for():
+    with pytest.raises(ShapeError, match="is no head"):
+        fullrank.examine("./nowhere", heads=["x"])
+    with pytest.raises(BatchError, match="leaves out"):
+        fullrank.examine("./nowhere", heads=["1.0"], spectrum=False)
+    with pytest.raises(BatchError, match="at least one random projection"):
+        fullrank.examine("./nowhere", probes=0)
 
 
 def test_non_finite_weights_name_the_parameter(gpt2):

@@ -94,6 +94,18 @@ def test_tokenizers_that_differ_are_said(run, tmp_path):
     assert "read by b" in note
 
 
+def test_tokenizers_that_differ_are_said_of_several_contexts_too(run, tmp_path):
+    specs = [str(run / "checkpoint-500"), str(run / "checkpoint-1000")]
+    other = tiny.save_tokenizer(tiny.save_bert(tmp_path / "other"), words=("the", "sea"))
+    options = {"labels": ["a", "b", "c"], "spectrum": False, "contexts": [8, 16]}
+    found = fullrank.examine_each([*specs, str(other)], **options)
+    (note,) = found.notes
+    assert "read by c" in note
+    alone = fullrank.examine(specs[0], spectrum=False, contexts=[8, 16])
+    assert found.reports[0].rows == alone.rows
+    assert found.reports[0].context_slopes == alone.context_slopes
+
+
 def test_a_batch_is_the_same_for_all_even_where_it_can_be_read_once():
     ids = torch.arange(1, 25).reshape(2, 12)
     models = [load(SMALL.format(layers)).model for layers in (1, 2)]

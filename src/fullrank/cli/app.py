@@ -107,7 +107,9 @@ def examine(
     seconds: Annotated[
         float | None,
         typer.Option(
-            metavar="S", help="A time budget for each model: where it is too short, less is sampled, and that is said."
+            metavar="S",
+            help="A time budget for each model, but for loading it and --weights: where it is too short, less is "
+            "sampled, and that is said.",
         ),
     ] = None,
     blocks: Annotated[

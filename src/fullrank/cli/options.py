@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fullrank.errors import BatchError, ContextError, ShapeError
+from fullrank.errors import BatchError, ContextError
+from fullrank.measure.budget import Budget
 from fullrank.spec import Inputs, Subject, inputs
-from fullrank.verbs.asked import checked_contexts, longest_context
+from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, longest_context
 
 __all__ = ["Feeding", "Loading", "Looking"]
 
@@ -72,13 +73,20 @@ class Looking:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
+        # refused as `examine` would refuse it, before a checkpoint is loaded
         if self.probes is not None and not self.gradients:
             raise BatchError(f"--probes {self.probes} is of --gradients, which were not asked for.")
-        if self.probes is not None and self.probes < 1:
-            raise ShapeError(f"--probes {self.probes}; at least one random projection is needed.")
-        if self.seconds is not None and not 0 < self.seconds < float("inf"):
-            raise ShapeError(f"--seconds {self.seconds:g} is no time budget; pass a number above 0, such as 30.")
+        if self.probes is not None:
+            checked_probes(self.probes)
+        if self.seconds is not None:
+            Budget(self.seconds)
+        chosen_heads(self.named, spectrum=self.spectrum)
         _ = self.lengths
+
+    @property
+    def named(self) -> list[str] | None:
+        """The heads by name; None for all."""
+        return None if self.heads is None else self.heads.split(",")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -101,7 +109,7 @@ class Looking:
         """By the names of `examine`."""
         plain = ("spectrum", "gradients", "weights", "batch_statistics", "blocks", "seconds")
         return {name: getattr(self, name) for name in plain} | {
-            "heads": None if self.heads is None else self.heads.split(","),
+            "heads": self.named,
             "contexts": self.lengths or None,
             **({} if self.probes is None else {"probes": self.probes}),
         }

@@ -20,11 +20,13 @@ def check_writable(path: Path | None, *, option: str) -> None:
         option: the option that named it, for the sentence.
 
     Raises:
-        OutputError: where the path is a directory, or its directory is missing or cannot be written.
+        OutputError: where the path is `-`, or a directory, or its directory is missing or cannot be written.
     """
     if path is None:
         return
     shown = f"{option} {str(path)!r} cannot be written"
+    if str(path) == "-":
+        raise OutputError(f"{shown}: no page goes to standard output; name a file, such as report.html.")
     if path.is_dir():
         raise OutputError(f"{shown}: it is a directory.")
     if not path.parent.is_dir():

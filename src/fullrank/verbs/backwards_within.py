@@ -29,12 +29,12 @@ def backwards_within(
     probes: int,
     seed: int,
 ) -> tuple[list[Observer], list[str], str]:
-    """Go back through everything that was read if there is time for it, else through the first sequence, one probe.
+    """Go back through everything that was read if there is time for it, else through its first part, with one probe.
 
     Args:
         budget: what is left of it counts.
         model: in the state it is to be looked at.
-        calls: what was read, the first of one sequence.
+        calls: what was read, in the parts in which it was; the first is one sequence where the batch could be divided.
         anatomy: what the survey found.
         tell: hears of every block.
         forward: seconds of one sequence's forward.
@@ -52,5 +52,7 @@ def backwards_within(
     notes = record(model, chosen, anatomy, observers, tell, None, backwards)
     if not enough:
         through = "" if backwards.about.of == "loss" else ", through one random projection"
-        notes.append(f"time budget of {budget.seconds:g} s: gradients of {chosen[0].sequences} sequence only{through}.")
+        count = chosen[0].sequences
+        of = "1 sequence" if count == 1 else f"{count} sequences"
+        notes.append(f"time budget of {budget.seconds:g} s: gradients of {of} only{through}.")
     return observers, notes, str(backwards.about)

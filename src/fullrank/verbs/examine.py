@@ -81,9 +81,11 @@ def examine(
         seed: for the default batch and for starting blocks of the iterations.
         memory: of a checkpoint named by a SPEC, the most that its weights may fill, such as `2GiB`; what does not fit
             is fetched layer by layer.
-        seconds: a time budget, from when the model is loaded. Where it is too short, less is sampled, in this order:
-            singular values of one sequence, of fewer heads, none; fewer sequences. One sequence is always read; what
-            was lowered is in the notes. See `fullrank.verbs.within` for how far it can be overdrawn.
+        seconds: a time budget, from when model and inputs are ready. Where it is too short, less is sampled, in this
+            order: singular values of one sequence, of fewer heads, none; fewer sequences. Gradients come last: of what
+            was read where there is time for that, else of one sequence through one projection. One sequence is always
+            read; what was lowered is in the notes. Weights (`weights=True`) are measured whole, outside of the budget.
+            See `fullrank.verbs.within` for how far it can be overdrawn.
         progress: called with a few words and the share done.
 
     Returns:
@@ -95,11 +97,11 @@ def examine(
         FullrankError: for other bad input; see its subclasses.
     """
     started = time.perf_counter()
+    chosen, probes = chosen_heads(heads, spectrum=spectrum), checked_probes(probes)  # before anything is loaded
     subject, ranks = _subject(model, seed, memory)
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
-    lengths, chosen = checked_contexts(contexts, ranks), chosen_heads(heads, spectrum=spectrum)
-    probes = checked_probes(probes)
+    lengths = checked_contexts(contexts, ranks)
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, contexts=lengths))
     tell = progress or (lambda what, share: None)
     budget = _budget(seconds, lengths, ranks)
@@ -122,6 +124,7 @@ def examine(
         plan = ContextPlan(lengths, calls, anatomy, by_length, closing=given.closing if given else 0)
         if budget is None:
             notes = record(network, calls, anatomy, [*observers, *plan.observers], tell, ranks, backwards)
+            differentiated = str(backwards.about) if backwards is not None else ""
         else:
             each = forward / max(1, calls[0].sequences)
             named = None if chosen is None else len(chosen.named)
@@ -146,7 +149,7 @@ def examine(
         "seconds": round(time.perf_counter() - started, 3),
     }
     if gradients:
-        told["gradients"] = differentiated or str(backwards and backwards.about)
+        told["gradients"] = differentiated
     return Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )

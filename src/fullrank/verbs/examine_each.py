@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fullrank.errors import BatchError, FullrankError, TableError
 from fullrank.report import Report, Variants
 from fullrank.spec import Inputs, Subject, inputs, load
+from fullrank.verbs.asked import checked_contexts, longest_context
 from fullrank.verbs.examine import Progress, examine
 from fullrank.verbs.labels import told_apart
 
@@ -89,8 +90,9 @@ def _one(candidate: Candidate, batch: Any, *, seed: int, progress: Progress, **o
         if not isinstance(made, Subject):
             raise BatchError(f"batch is a function, which takes a loaded Subject; {type(made).__name__} is none.")
         given = batch(made)
-    elif batch is None and isinstance(made, Subject) and not options.get("contexts"):
-        given = inputs(made, seed=seed)
+    elif batch is None and isinstance(made, Subject):
+        longest = longest_context(checked_contexts(options.get("contexts")), made)
+        given = inputs(made, context=longest, seed=seed)
     return examine(made, given, seed=seed, progress=progress, **options), _fingerprint(given)
 
 

@@ -60,7 +60,8 @@ def record_within(
     more. How many others are read follows from the time of those before; at most as many together as were read already.
     Sequences that are being read when the budget is over are left after the block at hand and thrown away. So the
     budget is overdrawn by the rest of the first sequence without spectra at most, else by one block of the sequences
-    that are read together, and by the assembly of the report.
+    that are read together, and by the assembly of the report. Weights are no part of it: where they are asked for they
+    are measured whole, however long that takes.
 
     Args:
         budget: seconds from now on.
@@ -163,7 +164,7 @@ def _costs(
 
 
 def _divides(call: Call, anatomy: Anatomy) -> bool:
-    return call.divisible and not any(stack.tokens_first for stack in anatomy.stacks)
+    return call.divisible and not any(stack.layout.tokens_first for stack in anatomy.stacks)
 
 
 def _taken(start: int, stop: int, *, divided: bool, whole: bool, first: bool) -> int:
