@@ -65,7 +65,7 @@ class ContextPlan:
         self.contexts, self.calls, self.anatomy, self._make, self._closing = contexts, calls, anatomy, make, closing
         if not contexts:
             return
-        tokens_first = any(stack.tokens_first for stack in anatomy.stacks)
+        tokens_first = any(stack.layout.tokens_first for stack in anatomy.stacks)
         found = [length_of(call, tokens_first=tokens_first) for call in calls]
         self._lengths: list[Length] = [one for one in found if one is not None]
         if len(self._lengths) < len(calls):

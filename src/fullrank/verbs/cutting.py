@@ -17,18 +17,24 @@ class Length(NamedTuple):
     """How many sequences and places a call has, and how many real tokens each sequence has.
 
     Attributes:
-        sequences: in the batch.
-        places: per sequence, padding included.
-        real: (sequences, places) bool, on the CPU.
+        real: (sequences, places) bool, on the CPU; the places of padding are included.
         decoder: the same of what a decoder reads beside its encoder; None where nothing is.
         tokens_first: whether floating inputs are (tokens, sequences, width).
     """
 
-    sequences: int
-    places: int
     real: Tensor
     decoder: Tensor | None
     tokens_first: bool
+
+    @property
+    def sequences(self) -> int:
+        """In the batch."""
+        return self.real.shape[0]
+
+    @property
+    def places(self) -> int:
+        """Per sequence, padding included."""
+        return self.real.shape[1]
 
     @property
     def counts(self) -> Tensor:
@@ -58,7 +64,7 @@ def length_of(call: Call, *, tokens_first: bool = False) -> Length | None:
     main = known if known is not None else call.token_ids
     shape = None if main is None else tuple(main.shape)
     if shape is None:
-        shape = next((tuple(t.shape[:2]) for t in _tensors(call) if t.is_floating_point() and t.ndim == 3), None)
+        shape = next((tuple(t.shape[:2]) for t in call.tensors if t.is_floating_point() and t.ndim == 3), None)
         if shape is not None and tokens_first:
             shape = (shape[1], shape[0])
     if shape is None:
@@ -66,7 +72,7 @@ def length_of(call: Call, *, tokens_first: bool = False) -> Length | None:
     real = torch.ones(shape, dtype=torch.bool) if known is None else known.bool().cpu()
     if decoder is not None:
         decoder = torch.ones(decoder.shape, dtype=torch.bool) if theirs is None else theirs.bool().cpu()
-    return Length(shape[0], shape[1], real, decoder, tokens_first)
+    return Length(real, decoder, tokens_first)
 
 
 def cut(call: Call, length: Length, context: int, *, closing: int = 0) -> tuple[Call, Tensor] | None:
@@ -116,10 +122,6 @@ def cut(call: Call, length: Length, context: int, *, closing: int = 0) -> tuple[
         token_ids=None if call.token_ids is None else shorter("", call.token_ids),
     )
     return made, kept
-
-
-def _tensors(call: Call) -> list[Tensor]:
-    return [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
 
 
 def _first_real(real: Tensor, count: int) -> Tensor:

@@ -91,7 +91,7 @@ def record(
     def run(index: int, call: Call) -> None:
         before = [0]
 
-        def step(stack: str, layer: int, of: int, index: int = index, before: list[int] = before) -> None:
+        def step(stack: str, layer: int, of: int) -> None:
             before[0] += 1
             share = (index + min(before[0], layers) / layers) / len(calls)
             where = f"{stack} layer {layer} of {of}"
