@@ -122,7 +122,7 @@ def pretrained(
         allow_pickle: whether weights may be read from pickles.
         trust_remote_code: whether Python files of the checkpoint may be run.
         seed: seeds weights that the checkpoint does not have.
-        placed: where the weights go, as `placement` says; by default all of them into memory.
+        placed: where the weights go, as `memory.within` says; by default all of them into memory.
 
     Returns:
         The model and notes on weights that are not the checkpoint's.
