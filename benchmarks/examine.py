@@ -8,14 +8,13 @@ Every side runs in a process of its own, one after the other, so that peak memor
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from timing import header
+from timing import header, now_mib
 
 TOKENS = 4096
 HEADS_TIMED = 3
@@ -23,11 +22,6 @@ HEADS_TIMED = 3
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def now_mib():
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def side(name, tokens):

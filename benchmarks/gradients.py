@@ -7,8 +7,8 @@ whether the cost is linear in them.
 """
 
 import argparse
+import itertools
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -16,16 +16,12 @@ import threading
 import time
 from pathlib import Path
 
-from timing import header, paired
+from timing import header, now_mib, paired
 
 TOKENS = 1024
 DEPTHS = (6, 12, 24)
 LIMITS = {"time": 2.5, "memory": 1.3}
-
-
-def now_mib():
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+LIMITED = 12  # layers that GPT-2-small has
 
 
 def gpt2(layers):
@@ -131,13 +127,13 @@ def main():
             f"| {found['examine without gradients']:.2f} s |"
         )
         print(lines[-1], f"({time.perf_counter() - start:.0f} s)", flush=True)
-    first, middle, last = (seconds[layers] for layers in DEPTHS)
-    lower, upper = ((b - a) / (m - n) for a, b, n, m in ((first, middle, 6, 12), (middle, last, 12, 24)))
+    steps = list(itertools.pairwise(DEPTHS))
+    each = [(seconds[more] - seconds[fewer]) / (more - fewer) for fewer, more in steps]
+    costs = [f"{cost:.3f} s between {fewer} and {more}" for cost, (fewer, more) in zip(each, steps, strict=True)]
     lines += [
         "",
-        f"Limits: {LIMITS['time']}× the time and {LIMITS['memory']}× the memory at 12 layers. A further layer costs "
-        f"{lower:.3f} s between 6 and 12 layers and {upper:.3f} s between 12 and 24: "
-        f"ratio {upper / lower:.2f}, where 1 is linear.",
+        f"Limits: {LIMITS['time']}× the time and {LIMITS['memory']}× the memory at {LIMITED} layers. A further layer "
+        f"costs {' and '.join(costs)} layers: ratio {each[-1] / each[0]:.2f}, where 1 is linear.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

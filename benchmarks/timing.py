@@ -1,5 +1,6 @@
-"""How the benchmarks time: all sides in one run, in turns, medians; and what they ran on."""
+"""How the benchmarks measure: all sides in one run, in turns, medians; memory at hand; and what they ran on."""
 
+import os
 import platform
 import statistics
 import time
@@ -25,6 +26,12 @@ def paired(sides, *, rounds=7):
             run()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def now_mib():
+    """The process's resident memory now; that of the libraries included."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def header(**facts):
