@@ -96,6 +96,18 @@ _ALL: Final = (
         "below it a few channels hold nearly all energy, and their share says nothing on the other ones",
     ),
     Threshold(
+        "rank-collapse-depth.effective_rank",
+        1.5,
+        "directions",
+        "one direction and rounding; two equal ones are 2, and healthy streams have many",
+    ),
+    Threshold(
+        "rank-collapse-depth.effective_rank.given",
+        3.0,
+        "directions",
+        "twice as many as count for one: with few tokens there are few directions from the start",
+    ),
+    Threshold(
         "vanishing-or-exploding.total",
         1e3,
         "times, beyond the reference",
@@ -231,6 +243,12 @@ _ALL: Final = (
         "0.3 log n is n^0.3 keys: three or four of sixty-four",
     ),
     Threshold(
+        "kinds.many",
+        0.5,
+        "of the largest entropy",
+        "√n keys: eight of sixty-four; the same average for every query, no matter how weighted",
+    ),
+    Threshold(
         "kinds.known",
         0.02,
         "of the largest entropy",
@@ -264,15 +282,16 @@ _ALL: Final = (
         "entropy-collapse.pointer",
         0.93,
         "of log n − H",
-        "every key is some query's own; queries that choose at random among n keys reach .89 at most, log n less the .45 "
-        "nats by which some keys are chosen twice and others never",
+        "every key is some query's own; queries that choose at random among 64 keys reach .89, log n less the .45 nats "
+        "by which some keys are chosen twice and others never",
     ),
     Threshold(
         "entropy-collapse.logit_std",
-        25,
+        40,
         "logits",
-        "the largest of 64 Gaussian logits of that size is some 60 above the mean and leads the next by more than "
-        "float32 resolves; QK-Clip acts from 100 on (oversmoothing_fixes). Trained heads have 1 to 10",
+        "the largest of 64 Gaussian logits of that size is some 100 above the mean, where QK-Clip acts "
+        "(oversmoothing_fixes), and the softmax is one key to float32's last digit; the pretrained encoder's heads have "
+        ".6 to 5, its pointer to one token 20",
     ),
     Threshold(
         "entropy-collapse.rise",
@@ -338,14 +357,13 @@ _ALL: Final = (
         "query-key-starvation.elasticity_ratio",
         0.05,
         "times the initialisation",
-        "a twentieth: (1 − ρ)² for tokens of cosine .78 where they were apart; sampling moves it by tens of "
-        "percent",
+        "a twentieth: (1 − ρ)² for tokens of cosine .78 where they were apart; sampling moves it by tens of percent",
     ),
     Threshold(
         "query-key-starvation.gradient_ratio",
         0.001,
         "of the gradient of values and output",
-        "a twentieth of the least that default initialisations give (.02 to .2)",
+        "a fifteenth of the least that default initialisations give (.015 to .2)",
     ),
     Threshold(
         "query-key-starvation.epsilon",

@@ -1,0 +1,118 @@
+"""Averaging heads: after training, most heads of several layers still read all keys alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fullrank.diagnosis.evidence import Evidence
+from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
+from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.kinds import Head, Place, above, heads_of, in_words
+from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.report.verdict import Severity
+
+__all__ = ["FAILURE"]
+
+NAME = "averaging-heads"
+
+
+def _look(evidence: Evidence) -> Looked:
+    suspicions, said = [], []
+    for stack in evidence.stacks:
+        heads = heads_of(evidence, stack)
+        if not heads:
+            continue
+        averaging = [place for place, head in heads.items() if _averages(head)]
+        layers = _mostly(heads, averaging)
+        if layers:
+            suspicions.append(_suspicion(evidence, stack, heads, averaging, layers))
+        few = f", which is common ({in_words(averaging)})" if averaging else ""
+        said.append(f"{stack}: {len(averaging)} of {len(heads)} heads only average{few}; in no layer most of them")
+    if suspicions:
+        return Looked(tuple(suspicions))
+    if not said:
+        return Looked(unchecked="no head's entropy and selectivity were seen above the float floor.")
+    return Looked(clear="; ".join(said) + ".")
+
+
+def _averages(head: Head) -> bool:
+    return above(head.entropy, threshold("kinds.spread")) and (
+        head.selective + 2 * (head.selectivity.stderr or 0.0) < threshold("kinds.selective")
+    )
+
+
+def _mostly(heads: dict[Place, Head], averaging: list[Place]) -> list[int]:
+    """Layers of which most heads average."""
+    of, all_of = Counter(layer for layer, _ in averaging), Counter(layer for layer, _ in heads)
+    return [layer for layer in sorted(of) if of[layer] > threshold(f"{NAME}.share") * all_of[layer]]
+
+
+def _suspicion(
+    evidence: Evidence, stack: str, heads: dict[Place, Head], averaging: list[Place], layers: list[int]
+) -> Suspicion:
+    depth = len({layer for layer, _ in heads})
+    several = len(layers) >= threshold(f"{NAME}.layers") and len(layers) >= threshold(f"{NAME}.depth") * depth
+    inside = [place for place in averaging if place[0] in layers]
+    lowest = min(inside, key=lambda place: float(heads[place].entropy.value or 0))
+    entropy = heads[lowest].entropy
+    initial = evidence.initial(entropy)
+    before = f" ({initial.value:.3g} at initialisation)" if initial is not None else ""
+    claim = (
+        f"After training {len(inside)} heads still read all their keys nearly alike, most of those in {len(layers)} of "
+        f"{depth} layers of {stack}: {in_words(inside)}; the least even has {entropy.value:.3g} of the largest "
+        f"entropy{before}, and none differs by {threshold('kinds.selective'):.2g} nats from one query to another."
+    )
+    tests = tuple(
+        Test(
+            Intervention("mean-head", stack, layer, tuple(head for of, head in inside if of == layer)),
+            "no effect",
+            effect_limits(),
+        )
+        for layer in layers
+    )
+    shown = [heads[place] for place in inside[:6]]
+    return Suspicion(
+        claim=claim,
+        stack=stack,
+        severity=Severity.WARN if several else Severity.NOTE,
+        layers=tuple(layers),
+        heads=tuple(inside),
+        comparisons=tuple(evidence.compared(row) for head in shown for row in (head.entropy, head.selectivity)),
+        tests=tests,
+    )
+
+
+FAILURE = Failure(
+    name=NAME,
+    title="most heads of several layers only average",
+    means=(
+        "A head whose rows are nearly uniform, and nearly the same for every query, adds the mean of its values to "
+        "every token: it tells no token anything that its neighbours are not told too. At initialisation every head "
+        "of a GPT-2 or a Llama is like that, and such a model trains. After training it means that the head has "
+        "found nothing to look for. A few such heads are common; where most heads of several layers are, attention "
+        "mixes tokens without choosing among them, which draws them together from layer to layer, and the weights of "
+        "queries and keys are of no use there."
+    ),
+    harmless=(
+        "In fresh weights always. In trained ones where they are few; where the task asks for a bag of tokens (a "
+        "mean is the right answer); in the first layers of models without position in the values; on random tokens, "
+        "which give a trained head nothing to look for: examine it on text of its own kind."
+    ),
+    tested=(
+        "The heads that average are replaced by the mean of what they write, over the tokens of a sequence (over what "
+        "each query has seen, where attention is causal), a layer at a time. Where they only average, that changes "
+        "nothing; where it does change the loss, their small differences matter and the verdict is withdrawn."
+    ),
+    refuted_by=(
+        "Replacing the heads by their means moves the loss; or they are selective on other text (pass a batch of the "
+        "model's own kind) or in a longer context."
+    ),
+    command="fullrank examine {model} --verify",
+    papers=(
+        "entropy: Entropy-Guided Attention for Private LLMs (2501.03489)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
+        "oversmoothing_fixes: Anti-Oversmoothing in Deep Vision Transformers (2203.05962)",
+    ),
+    valid_for="trained",
+    look=_look,
+)

@@ -1,0 +1,196 @@
+"""Entropy collapse: a softmax so sharp that it is frozen, without the query saying where it points."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from fullrank.diagnosis.evidence import Evidence
+from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
+from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.kinds import PART, Head, Place, above, below, heads_of, in_words
+from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.report.verdict import Comparison, Severity
+from fullrank.table import Row
+
+__all__ = ["FAILURE"]
+
+NAME = "entropy-collapse"
+WHATEVER = tuple((outcome, -math.inf) for outcome, _ in effect_limits())
+"""Limits of a test that is run to say what it shows: it confirms and refutes nothing."""
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """What shows that a head's softmax no longer moves: its logits, or what is left of its queries' gradient."""
+
+    logits: Row | None
+    gradient: Comparison | None
+
+
+def _look(evidence: Evidence) -> Looked:
+    suspicions: list[Suspicion] = []
+    sharp = pointers = seen = 0
+    unseen: list[Place] = []
+    for stack in evidence.stacks:
+        heads = heads_of(evidence, stack)
+        seen += len(heads)
+        logits = evidence.heads("logit_std", stack, site="attention", part=PART)
+        gradients = _gradients(evidence, stack)
+        found: dict[Place, _Frozen] = {}
+        for place, head in heads.items():
+            if not below(head.entropy, threshold(f"{NAME}.entropy")):
+                continue
+            sharp += 1
+            if head.particular >= threshold(f"{NAME}.pointer") or _on_the_first(evidence, stack, place, head):
+                pointers += 1
+                continue
+            if place not in logits and place not in gradients:
+                unseen.append(place)
+                continue
+            frozen = _frozen(evidence, logits.get(place), gradients.get(place))
+            if frozen.logits is not None or frozen.gradient is not None:
+                found[place] = frozen
+        layers = sorted({layer for layer, _ in found})
+        suspicions += [_suspicion(evidence, stack, layer, heads, found) for layer in layers]
+    if suspicions:
+        return Looked(tuple(suspicions))
+    if not seen:
+        return Looked(unchecked="no head's entropy and selectivity were seen above the float floor.")
+    if unseen:
+        why = "neither their logits nor the gradients of their queries were seen: needs gradients (--gradients)"
+        return Looked(unchecked=f"{in_words(unseen)} have almost no entropy and are no pointers, but {why}.")
+    if not sharp:
+        limit = threshold(f"{NAME}.entropy")
+        return Looked(clear=f"none of {seen} heads has less than {limit:.2g} of the largest entropy.")
+    return Looked(
+        clear=f"{sharp} of {seen} heads have almost no entropy: {pointers} point each query to its own key or rest on "
+        "the first token, and no other has logits or a query gradient that are out of bounds."
+    )
+
+
+def _on_the_first(evidence: Evidence, stack: str, place: Place, head: Head) -> bool:
+    """Whether a head rests on the first token, as a sink does: that is another matter."""
+    position = evidence.heads("sink_position", stack, site="attention", part=PART).get(place)
+    on_one = head.sink is not None and head.sink.value is not None and head.sink.value >= threshold("kinds.sink")
+    return on_one and position is not None and position.value == 0
+
+
+def _gradients(evidence: Evidence, stack: str) -> dict[Place, Comparison]:
+    """Gradient of each head's queries over that of its values, beside the same at initialisation."""
+    found = {}
+    queries = evidence.heads("gradient_rms", stack, site="gradient", part=f"{PART}.q")
+    values = evidence.heads("gradient_rms", stack, site="gradient", part=f"{PART}.v")
+    for place, q in queries.items():
+        v = values.get(place)
+        if v is None or not v.value or q.value is None:
+            continue
+        where = f"{stack} layer {place[0]}, head {place[1]}, queries over values"
+        q_0, v_0 = evidence.initial(q), evidence.initial(v)
+        if evidence.weights == "fresh" or q_0 is None or v_0 is None or not q_0.value or not v_0.value:
+            found[place] = Comparison("gradient_rms", where, q.value / v.value)
+        else:
+            initial = q_0.value / v_0.value
+            found[place] = Comparison("gradient_rms", where, q.value / v.value, None, "initialisation", initial)
+    return found
+
+
+def _frozen(evidence: Evidence, logits: Row | None, gradient: Comparison | None) -> _Frozen:
+    risen = logits is not None and above(logits, threshold(f"{NAME}.logit_std"))
+    if risen and logits is not None and evidence.weights != "fresh":
+        initial = evidence.initial(logits)
+        if initial is not None and initial.value:
+            risen = above(logits, threshold(f"{NAME}.rise") * initial.value)
+    reference = None if gradient is None else gradient.expected or threshold(f"{NAME}.usual_gradient")
+    gone = gradient is not None and gradient.value < threshold(f"{NAME}.gradient") * (reference or 0.0)
+    return _Frozen(logits if risen else None, gradient if gone else None)
+
+
+def _suspicion(
+    evidence: Evidence, stack: str, layer: int, heads: dict[Place, Head], found: dict[Place, _Frozen]
+) -> Suspicion:
+    inside = [place for place in found if place[0] == layer]
+    all_of = Counter(of for of, _ in heads)[layer]
+    first = heads[inside[0]]
+    entropies = [float(heads[place].entropy.value or 0) for place in inside]
+    alike = all(heads[place].particular < threshold("kinds.particular") for place in inside)
+    test = Test(
+        Intervention("mean-head", stack, layer, tuple(head for _, head in inside)),
+        "no effect" if alike else "effect",
+        effect_limits() if alike else WHATEVER,
+    )
+    comparisons = []
+    for place in inside[:4]:
+        head, frozen = heads[place], found[place]
+        rows = (head.entropy, head.selectivity, *([frozen.logits] if frozen.logits else []))
+        comparisons += [evidence.compared(row) for row in rows]
+        comparisons += [frozen.gradient] if frozen.gradient else []
+    of_log = "" if first.log_keys is None else f" of at most {first.log_keys:.2g}"
+    selectivity = max(float(heads[place].selectivity.value or 0) for place in inside)
+    claim = (
+        f"{len(inside)} of {all_of} heads of {stack} layer {layer} are frozen ({in_words(inside)}): entropy at most "
+        f"{max(entropies):.2g} of the largest, rows that differ by no more than {selectivity:.2g} nats{of_log}, "
+        f"{_because(evidence, [found[place] for place in inside])}."
+    )
+    return Suspicion(
+        claim=claim,
+        stack=stack,
+        severity=Severity.FAIL if alike and len(inside) >= threshold(f"{NAME}.share") * all_of else Severity.WARN,
+        layers=(layer,),
+        heads=tuple(inside),
+        comparisons=tuple(comparisons),
+        tests=(test,),
+    )
+
+
+def _because(evidence: Evidence, frozen: list[_Frozen]) -> str:
+    said = []
+    rows = [one.logits for one in frozen if one.logits is not None]
+    if rows:
+        row = min(rows, key=lambda row: float(row.value or 0))
+        initial = evidence.initial(row)
+        before = "" if initial is None or evidence.weights == "fresh" else f" ({initial.value:.2g} at initialisation)"
+        said.append(f"and logits of standard deviation {row.value:.3g} or more{before}")
+    gone = [one.gradient for one in frozen if one.gradient is not None]
+    if gone:
+        most = max(gone, key=lambda one: one.value)
+        before = f" ({most.expected:.2g} at initialisation)" if most.expected else ""
+        said.append(f"and queries whose gradient is at most {most.value:.2g} of the values'{before}")
+    return ", ".join(said)
+
+
+FAILURE = Failure(
+    name=NAME,
+    title="attention frozen on a few keys",
+    means=(
+        "The logits have grown so large that the softmax of a row is one key to many digits. Such a row hardly "
+        "changes when queries and keys change: their gradients vanish, and what the head looks at is decided once "
+        "and for all. Low entropy alone does not show it: a head that points each query to a key of its own (the "
+        "previous token, itself) has no entropy and is healthy. The verdict asks for three things together: entropy "
+        "near 0, rows that do not point each query to its own key (low selectivity), and logits far beyond those of "
+        "the initialisation or queries that no longer get a gradient. In training it comes with spikes of the loss."
+    ),
+    harmless=(
+        "A head that rests on the first token or on a delimiter does nothing on purpose; that is a sink, whose "
+        "logits stay moderate. A pointer may have large logits too. In a model that is not trained any further, a "
+        "frozen head that still points somewhere useful costs nothing."
+    ),
+    tested=(
+        "The heads are replaced by the mean of what they write. Where their rows are alike, this must change "
+        "nothing: they carry nothing that belongs to one token, else the verdict is withdrawn. Where they are frozen "
+        "on various keys the effect is told and decides nothing: a frozen choice can be a useful one, and cannot be "
+        "learned any more. The verdict then rests on the logits or the gradients against the initialisation."
+    ),
+    refuted_by=(
+        "The queries of these heads get a gradient of the usual size (--gradients); or the logits were as large when "
+        "training began and the loss fell since; or the heads point each query to its own key on other text."
+    ),
+    command="fullrank examine {model} --gradients --verify",
+    papers=(
+        "entropy: Stabilizing Transformer Training by Preventing Attention Entropy Collapse (2303.06296)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
+    ),
+    valid_for="any",
+    look=_look,
+)
