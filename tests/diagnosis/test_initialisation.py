@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 from fullrank.diagnosis import free_memory as free_memory_module
 from fullrank.diagnosis import initialisation
 from fullrank.diagnosis.free_memory import free_memory
+from fullrank.diagnosis.freshness import freshness
 from fullrank.diagnosis.initialisation import base_parameters, reinitialised
 from untouched import changes, everything
 
@@ -405,3 +406,18 @@ def test_of_an_adapted_model_the_base_architecture_is_the_reference():
 def test_adapters_on_a_plain_module_are_refused():
     model = wrapped(seeded(PlainGPT), peft.LoraConfig(r=2, target_modules=["c_attn"]))
     assert "PlainGPT has adapters, and cannot be built" in reinitialised(model, seed=1).how
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [llama, lambda: seeded(PlainGPT)])
+def test_on_a_gpu_the_reference_is_drawn_there_and_its_random_state_is_as_it_was(make):
+    model = moved(make()).cuda()
+    before = whole_state(model) | {"cuda": torch.cuda.get_rng_state_all()}
+    one, same, other = (reinitialised(model, seed=seed).model for seed in (1, 1, 2))
+    assert not changes(before, whole_state(model) | {"cuda": torch.cuda.get_rng_state_all()})
+    assert {tensor.device for tensor in one.state_dict().values()} == {next(model.parameters()).device}
+    assert alike(one, same)
+    assert not alike(one, other)
+    assert freshness(one, other)[0] == "fresh"
+    assert freshness(model, one)[0] == "trained"
+    assert free_memory(torch.device("cuda")) > 2**20

@@ -133,8 +133,12 @@ def _judged(signs: list[_Sign]) -> tuple[Weights, str]:
         return "unknown", f"{_starts(constants)}, and the others look as they are drawn"
     another = sum(sign.kind == "set" for sign in constants) + others["otherwise"] + others["no draw"]
     if another < max(1, share * len(signs)):
-        which = "every one" if not another else f"{len(signs) - another}"
-        return "fresh", f"{which} of {len(signs)} tensors has the constant or the spread it is initialised with"
+        which = (
+            f"{len(signs) - another} of {len(signs)} tensors have"
+            if another
+            else f"every one of {len(signs)} tensors has"
+        )
+        return "fresh", f"{which} the constant or the spread it is initialised with"
     spread = f"{another} of {len(signs)} tensors have another spread or constant than the class's own"
     if not constants:
         return "unknown", f"{spread}, and none starts constant to tell training from another way of drawing"

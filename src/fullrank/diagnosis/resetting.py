@@ -80,17 +80,18 @@ def _reset(twin: nn.Module) -> list[str]:
     ways: dict[str, None] = {}
     order = list(_children_first(twin, "", set()))
     for name, module in order:
-        way = next((way for way in _RESETS if _takes(getattr(module, way, None)) == 0), None)
-        if way is not None:
-            _try(getattr(module, way), name, module, way)
-            ways[way] = None
+        called = next((way for way in _RESETS if _takes(getattr(module, way, None)) == 0), None)
+        if called is not None:
+            _try(getattr(module, called), name, module, called)
+            ways[called] = None
     library = library_class("transformers.modeling_utils", "PreTrainedModel")
     whole = [name for name, module in order if isinstance(module, library)]
     for name, module in order:
         if any(name.startswith(f"{outer}.") or (not outer and name) for outer in whole):
             continue  # the model around it initialises it
-        own = getattr(module, _INITIALISES, None)
+        own: Any = getattr(module, _INITIALISES, None)
         takes = _takes(own)
+        way: Callable[[], Any]
         if name in whole:
             way = partial(_initialise_weights, module)
         elif own is not None and takes in (0, 1):

@@ -120,6 +120,10 @@ def _shapes(stack: Stack, other: Stack) -> list[tuple[str, Any, Any]]:
         ("attention calls", stack.calls, other.calls),
         ("heads", stack.heads, other.heads),
         ("width", stack.width, other.width),
-        ("masks", *("causal" if one.causal else "not causal" for one in (stack, other))),
+        ("masks", _masks(stack), _masks(other)),
         ("axes", stack.layout, other.layout),
     ]
+
+
+def _masks(stack: Stack) -> str:
+    return "causal" if stack.causal else "not causal"
