@@ -34,10 +34,11 @@ def residuals(values: Sequence[float], *, floor: Sequence[int] = (), **options: 
 
 def evidence(*rows: Sequence[Row], causal: bool = False, kind: str = "text", **known: Any) -> Evidence:
     """Evidence on an encoder of width 64 that read eight sequences of 32 tokens."""
+    depth = max((row.layer for some in rows for row in some), default=0)
     about = {
         "model": "tiny",
         "dtype": known.pop("dtype", "float32"),
-        "stacks": [{"name": "encoder", "blocks": 6, "heads": 4, "width": 64, "causal": causal}],
+        "stacks": [{"name": "encoder", "blocks": depth, "heads": 4, "width": 64, "causal": causal}],
         "input": {"kind": kind, "sequences": 8, "tokens": 256},
         "nulls": {"encoder": {"token_energy": 0.97, "similarity": 0.0}},
     }

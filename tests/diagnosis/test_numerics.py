@@ -66,6 +66,10 @@ def test_the_largest_entry_is_held_against_the_range_of_a_named_dtype(rms, dtype
         assert suspicions[0].comparisons[0].against == "dtype"
 
 
+def test_where_more_than_half_of_the_entries_are_nothing_their_median_says_nothing():
+    assert not found(stream(1.0, float("inf")), dtypes=("float16",))
+
+
 def test_the_run_s_own_dtype_is_always_held_to():
     assert found(stream(5e3, 5.2), dtype="float16")[0].severity is Severity.WARN
     assert not found(stream(5e3, 5.2))

@@ -1,5 +1,7 @@
 """Rank collapse in depth: where tokens merged for good, not where a bias, an input or a task explains the cosine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from depth_rows import Told, evidence, over_depth, residuals
@@ -12,6 +14,7 @@ from fullrank.diagnosis import Evidence, diagnose
 from fullrank.diagnosis.rank_collapse_depth import FAILURE
 from fullrank.metrics import floor
 from fullrank.report.verdict import Severity
+from fullrank.verbs.statistics import statistics_notes
 
 COLLAPSED = (0.95, 0.9, 0.8, 1e-4, 1e-4, 1e-4, 1e-4)
 MERGED = (0.95, 0.9, 0.8, 5e-3, 5e-3, 5e-3, 5e-3)
@@ -65,10 +68,8 @@ def test_a_few_rogue_channels_are_no_collapse():
 
 
 def test_what_the_norm_brings_out_again_is_no_collapse():
-    reads = over_depth("token_energy", [0.6] * 4, start=4, site="read", part="attention")
-    assert not found(shares(*COLLAPSED), reads)
-    small = over_depth("token_energy", [1e-4] * 4, start=4, site="read", part="attention")
-    assert found(shares(*COLLAPSED), small)
+    assert not found(shares(*COLLAPSED), shares(*[0.6] * 7, site="read"))
+    assert found(shares(*COLLAPSED), shares(*COLLAPSED, site="read"))
 
 
 def test_a_dip_that_later_layers_undo_is_no_collapse():
@@ -78,6 +79,7 @@ def test_a_dip_that_later_layers_undo_is_no_collapse():
 def test_an_input_that_is_one_token_is_no_matter_of_depth():
     assert not found(shares(*[1e-4] * 7))
     assert not found(shares(*COLLAPSED), residuals([1e-8] * 7, floor=range(7)))
+    assert not found(shares(None, *COLLAPSED[1:]), over_depth("rms", [0.0, 1, 1, 1, 1, 1, 1]))
 
 
 def test_what_the_architecture_has_at_initialisation_is_not_held_against_trained_weights():
@@ -127,6 +129,28 @@ def test_at_the_floor_it_rests_on_the_floor_and_not_on_numbers_that_are_rounding
     assert (comparison.metric, comparison.expected) == ("residual", floor(torch.float32))
 
 
+def test_tokens_on_one_line_are_found_though_they_keep_their_energy():
+    ranks = over_depth("centered_effective_rank", [9.0, 8.0, 1.02, 2.5, 4.0])
+    (one,) = found(shares(0.9, 0.8, 0.7, 0.7, 0.7), ranks)
+    assert (one.layers, one.severity, one.tests) == ((2,), Severity.WARN, ())
+    assert "one direction alone" in one.claim
+
+
+@pytest.mark.parametrize("ranks", [(9.0, 8.0, 1.6, 4.0), (2.0, 1.2, 1.2, 1.2), (9.0, 8.0, None, 4.0)])
+def test_several_directions_or_few_tokens_are_no_line(ranks):
+    assert not found(shares(0.9, 0.8, 0.7, 0.7), over_depth("centered_effective_rank", ranks))
+
+
+def test_batch_norms_that_have_seen_no_batch_leave_it_unchecked():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8))
+    notes = statistics_notes(model, batch_statistics=False)
+    known = evidence(shares(*COLLAPSED), weights="fresh")
+    noted = replace(known, about=known.about | {"notes": notes})
+    assert FAILURE.look(known).suspicions
+    assert "have seen a batch" in FAILURE.look(noted).unchecked
+    assert FAILURE.look(replace(noted, weights="trained")).suspicions
+
+
 def test_healthy_shares_are_clear_and_the_lowest_is_named():
     looked = FAILURE.look(evidence(shares(0.92, 0.86, 0.84, 0.81, 0.78, 0.77, 0.87)))
     assert looked.suspicions == ()
@@ -168,6 +192,20 @@ def test_a_stream_pushed_to_its_means_is_found_at_that_layer(layer, kept):
         (one,) = FAILURE.look(examined(model, given, weights="trained")).suspicions
     assert one.layers[0] == layer
     assert one.tests[0].intervention.layer == layer
+
+
+@pytest.mark.parametrize("layer", [1, 4])
+def test_a_stream_pushed_to_a_matrix_of_rank_one_is_found_at_that_layer(layer):
+    model, given = bert(), batch()
+    anatomy = survey(model, lambda: model(**given))
+
+    def pushed(X):
+        U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+        return U[..., :1] * S[..., None, :1] @ Vh[..., :1, :]
+
+    with edit.replace_stream(model, anatomy, pushed, layer=layer):
+        (one,) = FAILURE.look(examined(model, given, weights="trained")).suspicions
+    assert one.layers[0] == layer
 
 
 def test_deep_post_norm_with_strong_averaging_collapses_at_initialisation_and_a_shallow_one_does_not():

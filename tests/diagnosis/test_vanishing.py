@@ -67,6 +67,22 @@ def test_the_initialisation_s_own_jump_is_no_fault():
     assert not found(sizes(1e-4, 1, 1, 1, 1, 1, 1), jump)
 
 
+def test_embeddings_much_smaller_than_what_blocks_write_are_no_fault_of_fresh_weights():
+    assert not found(sizes(1e-4, 0.9, 0.9, 1.0), weights="fresh")
+    assert found(sizes(1e-4, 2e3, 2e3, 2e3), weights="fresh")
+
+
+def test_a_stream_that_begins_at_nothing_is_read_from_the_first_block_on():
+    assert not found(sizes(0.0, 0.9, 0.9, 1.0), weights="fresh")
+    assert found(sizes(0.0, 1.0, 1e4, 1e4), weights="fresh")[0].layers == (2,)
+
+
+def test_a_token_that_begins_at_nothing_has_a_gradient_beyond_measure_and_no_fault():
+    assert not found(sizes(*[1.0] * 4), gains(5e3, 1.2, 1.1, 1.0), weights="fresh")
+    (one,) = found(sizes(*[1.0] * 4), gains(5e3, 4e3, 1.1, 1.0), weights="fresh")
+    assert one.layers == (2,)
+
+
 def test_without_a_reference_trained_weights_get_a_note():
     (one,) = found(sizes(1, 1, 1, 1e8))
     assert one.severity is Severity.NOTE
@@ -103,7 +119,7 @@ def test_without_gradients_the_signal_is_still_looked_at_and_the_rest_unchecked(
 
 
 def test_with_both_it_is_clear_with_numbers():
-    looked = FAILURE.look(evidence(sizes(*ROOT), gains(*[2.0] * 6, 1.0)))
+    looked = FAILURE.look(evidence(sizes(*ROOT), gains(*[1.0] * 7)))
     assert (looked.suspicions, looked.unchecked) == ((), "")
     assert "2.65 times" in looked.clear
 

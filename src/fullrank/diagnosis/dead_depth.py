@@ -31,7 +31,7 @@ def _look(evidence: Evidence) -> Looked:
             continue
         dead = [layer for layer in change if _change(evidence, stack, updates[layer]) < _limit()]
         if dead:
-            suspicions += _suspected(evidence, stack, change, dead, len(updates))
+            suspicions += _suspected(evidence, stack, change, dead, _blocks(evidence, stack, updates))
         least = min(change, key=lambda layer: change[layer])
         left_out = f"; {layer_words(rounding)} left out, at the float floor" if rounding else ""
         said.append(
@@ -47,6 +47,10 @@ def _look(evidence: Evidence) -> Looked:
 
 def _limit() -> float:
     return threshold("dead-depth.update_share")
+
+
+def _blocks(evidence: Evidence, stack: str, updates: Mapping[int, Row]) -> int:
+    return int(evidence.stacks[stack].get("blocks") or max(updates))
 
 
 def _course(evidence: Evidence, metric: str, stack: str, **where: str) -> dict[int, Row]:
@@ -112,7 +116,7 @@ def _skipped(stack: str, blocks: tuple[int, ...]) -> Test:
 
 
 def _percent(share: float) -> str:
-    return f"{number(100 * share)} %"
+    return f"{number(100 * share)} %" if share else "0 %"
 
 
 _NUMBERS = ("update_share", "neighbour_cosine")

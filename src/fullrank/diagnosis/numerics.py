@@ -88,13 +88,15 @@ def _merged(evidence: Evidence, stack: str) -> tuple[list[Suspicion], str]:
 
 def _largest(evidence: Evidence, stack: str) -> dict[int, tuple[float, Row]]:
     """About how large the stream's largest entry is, by layer, and the row that says so."""
-    found = {}
+    found: dict[int, tuple[float, Row]] = {}
     sizes = evidence.course("rms", stack, site="stream", part="out", scope="all") or evidence.course(
         "rms", stack, site="stream", part="out"
     )
     for layer, row in evidence.course("max_to_median", stack, site="stream", part="out").items():
         size = sizes.get(layer)
-        if size is not None and size.value is not None and row.value is not None:
+        if size is None or size.value is None or row.value is None or row.scope == "samples":
+            continue
+        if math.isfinite(row.value):  # else more than half of the entries are 0, and their median says nothing
             found[layer] = (_largest_entry(size.value, row.value, _entries(evidence, stack)), row)
     return found
 
@@ -105,8 +107,6 @@ def _largest_entry(rms: float, max_to_median: float, entries: float) -> float:
     # largest a = .6745 M σ, and N rms² = (N − 1) σ² + a². Within a factor of two where a handful of massive activations
     # stand out, exact for none or one.
     ratio = _MEDIAN * max_to_median
-    if math.isinf(ratio):
-        return rms * math.sqrt(entries)  # more than half of the entries are 0
     return rms * ratio / math.sqrt((entries - 1 + ratio**2) / entries) if math.isfinite(entries) else rms * ratio
 
 

@@ -8,7 +8,9 @@ from fullrank import metrics
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.single_direction import single_direction
 from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.diagnosis.unused_norms import unused_norms
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.report.wording import number
 from fullrank.table import Row
@@ -23,22 +25,31 @@ def _look(evidence: Evidence) -> Looked:
     clear: list[str] = []
     for stack in evidence.stacks:
         shares = _course(evidence, "token_energy", stack)
-        if not shares:
+        if not shares or unused_norms(evidence):
             continue
         first = _first_collapsed(evidence, stack, shares)
-        if first is None:
-            lowest = min(shares.values(), key=lambda row: row.value or 0.0)
-            clear.append(
-                f"{stack}: at least {_percent(lowest.value)} of the stream's energy is particular to a token (layer "
-                f"{lowest.layer}; limit {_percent(threshold('rank-collapse-depth.token_energy'))})"
-            )
-        else:
+        line = single_direction(evidence, stack)
+        if line is not None and (first is None or line.layers[0] < first):
+            suspicions.append(line)
+        elif first is not None:
             suspicions.append(_suspicion(evidence, stack, shares, first))
+        else:
+            clear.append(f"{stack}: {_why_clear(evidence, stack, shares)}")
     if suspicions:
         return Looked(tuple(suspicions))
     if not clear:
-        return Looked(unchecked="needs a stream of tokens, several to a sequence.")
+        return Looked(unchecked=unused_norms(evidence) or "needs a stream of tokens, several to a sequence.")
     return Looked(clear=f"{'; '.join(clear)}.")
+
+
+def _why_clear(evidence: Evidence, stack: str, shares: dict[int, Row]) -> str:
+    if _one_from_the_start(evidence, stack, shares):
+        return "what the first block is given is one token already, which is no matter of depth"
+    lowest = min(shares.values(), key=lambda row: row.value or 0.0)
+    said = f"{_percent(lowest.value)} of the stream's energy or more is particular to a token (layer {lowest.layer})"
+    if (lowest.value or 0.0) >= threshold("rank-collapse-depth.token_energy"):
+        return said
+    return f"{said}; the rest is a bias or a few channels, is there at initialisation, or is undone further on"
 
 
 def _course(evidence: Evidence, metric: str, stack: str) -> dict[int, Row]:
@@ -50,10 +61,10 @@ def _course(evidence: Evidence, metric: str, stack: str) -> dict[int, Row]:
 
 def _first_collapsed(evidence: Evidence, stack: str, shares: dict[int, Row]) -> int | None:
     """The first layer at the float floor, or from which on every layer is collapsed."""
+    if _one_from_the_start(evidence, stack, shares):
+        return None
     given = shares.get(0)
     floor = [layer for layer in shares if evidence.at_floor(stack, layer)]
-    if 0 in floor or (given is not None and given.value == 0):
-        return None  # what the first block is given is one token already: no matter of depth
     found: int | None = None
     for layer in sorted(shares, reverse=True):
         if layer == 0 or not _collapsed(evidence, stack, shares[layer], given):
@@ -63,6 +74,12 @@ def _first_collapsed(evidence: Evidence, stack: str, shares: dict[int, Row]) -> 
         if _collapsed(evidence, stack, shares[layer], given):
             return layer if found is None else min(found, layer)
     return found
+
+
+def _one_from_the_start(evidence: Evidence, stack: str, shares: dict[int, Row]) -> bool:
+    """Whether what the first block is given is one token: queries of a decoder of detections begin at nothing."""
+    nothing = (size := _course(evidence, "rms", stack).get(0)) is not None and size.value == 0
+    return nothing or evidence.at_floor(stack, 0) or (0 in shares and shares[0].value == 0)
 
 
 def _collapsed(evidence: Evidence, stack: str, row: Row, given: Row | None) -> bool:
@@ -93,8 +110,8 @@ def _reference(evidence: Evidence, row: Row) -> Row | None:
 
 
 def _reads(evidence: Evidence, stack: str, layer: int) -> list[Row]:
-    """What the next block reads of the stream, after its norms."""
-    return [row for row in evidence.of_metric("token_energy", stack, site="read") if row.layer == layer + 1]
+    """What the next block reads of the stream, after its norm."""
+    return [row for row in evidence.of_metric("token_energy", stack, site="read", part="out") if row.layer == layer]
 
 
 def _carried(row: Row) -> bool:

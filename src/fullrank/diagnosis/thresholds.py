@@ -157,16 +157,17 @@ _ALL: Final = (
         "the random-matrix law: attention with independent logits passes on differences like 1/√T, full or causal",
     ),
     Threshold(
-        "rank-collapse-width.exponent",
-        -0.25,
-        "exponent of the context",
-        "half way between a head that keeps choosing its keys (0) and random attention (−1/2)",
+        "rank-collapse-width.share",
+        0.5,
+        "share of the exponent at initialisation, or of random attention's",
+        "half way to heads that keep choosing their keys (0); the pretrained encoder's layers lie between −0.08 and "
+        "+0.05, its initialisation's between −0.28 and −0.26",
     ),
     Threshold(
-        "rank-collapse-width.reference",
-        0.75,
-        "share of the exponent at initialisation, or of random attention's",
-        "training has taught little where three quarters of it are left",
+        "rank-collapse-width.least",
+        -0.25,
+        "exponent of the context at initialisation",
+        "beyond the width of the model fresh attention hardly falls any more: it is held to fall this much at least",
     ),
     Threshold(
         "rank-collapse-width.gain",
@@ -301,9 +302,9 @@ _ALL: Final = (
     ),
     Threshold(
         "entropy-collapse.gradient",
-        0.0001,
+        1e-5,
         "of queries' over values' gradient at initialisation",
-        "what a softmax lets through with one part in ten thousand of its weight off the first key",
+        "strong pointers and sinks, which are healthy, let 1e-4 to 1e-2 through; this is near float32's rounding",
     ),
     Threshold(
         "entropy-collapse.usual_gradient",

@@ -11,6 +11,7 @@ from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion
 from fullrank.diagnosis.layer_runs import layer_words
 from fullrank.diagnosis.thresholds import threshold
+from fullrank.diagnosis.unused_norms import unused_norms
 from fullrank.report.verdict import Against, Comparison, Severity
 from fullrank.report.wording import number
 from fullrank.table import Row
@@ -61,6 +62,8 @@ class _Profile:
 
 
 def _look(evidence: Evidence) -> Looked:
+    if reason := unused_norms(evidence):
+        return Looked(unchecked=reason)
     suspicions: list[Suspicion] = []
     clear: list[str] = []
     missing: set[str] = set()
@@ -117,7 +120,7 @@ def _bounded(log: float) -> float:
 _REFERENCES: dict[tuple[str, Against], str] = {
     ("stream", "initialisation"): "at initialisation",
     ("gradient", "initialisation"): "at initialisation",
-    ("stream", "null"): "branches that add up at random",
+    ("stream", "null"): "unit branches that add up at random",
     ("gradient", "null"): "in blocks that keep it",
 }
 
@@ -128,6 +131,8 @@ _REFERENCES: dict[tuple[str, Against], str] = {
 def _signal(evidence: Evidence, stack: str) -> _Profile | None:
     """Size of the stream, relative to what the first block is given."""
     rows = _above_floor(evidence, stack, evidence.course("rms", stack, site="stream", part="out"))
+    if rows and rows[min(rows)].value == 0:  # queries of a decoder of detections begin at nothing
+        del rows[min(rows)]
     if len(rows) < 2:
         return None
     base = min(rows)
@@ -136,8 +141,8 @@ def _signal(evidence: Evidence, stack: str) -> _Profile | None:
     if evidence.weights != "fresh" and all(initial.values()):
         drawn = {layer: _log(row) for layer, row in initial.items()}
         return _Profile(rows, _from(sizes, base), _from(drawn, base), base, True)
-    # a stream that adds up unrelated branches grows like the root of their number
-    ceiling = {layer: 0.5 * math.log1p(layer - base) for layer in rows}
+    # unrelated branches of unit size add up to the root of their number, however small the embeddings are
+    ceiling = {layer: max(0.0, -sizes[base]) + 0.5 * math.log1p(layer - base) for layer in rows}
     size = _from(sizes, base)
     return _Profile(rows, size, {layer: min(max(size[layer], 0.0), ceiling[layer]) for layer in rows}, base, False)
 
@@ -147,11 +152,13 @@ def _gradient(evidence: Evidence, stack: str) -> _Profile | None:
     # where a stream grows, every norm divides its gradient by as much: the product is free of that
     gains = _above_floor(evidence, stack, evidence.course("gradient_gain", stack, site="gradient", part="out"))
     sizes = evidence.course("rms", stack, site="stream", part="out")
-    rows = {layer: row for layer, row in gains.items() if layer in sizes}
+    rows = {layer: row for layer, row in gains.items() if layer in sizes and sizes[layer].value}
+    found = {layer: _log(row) + _log(sizes[layer]) for layer, row in rows.items()}
+    if found.get(0, 0.0) > found.get(1, 0.0):  # a token that begins at 0, such as CLS, has a gradient beyond measure
+        del rows[0], found[0]
     if len(rows) < 2:
         return None
     base = max(rows)
-    found = {layer: _log(row) + _log(sizes[layer]) for layer, row in rows.items()}
     initial = {layer: (evidence.initial(row), evidence.initial(sizes[layer])) for layer, row in rows.items()}
     if evidence.weights != "fresh" and all(None not in both for both in initial.values()):
         drawn = {layer: _log(gain) + _log(size) for layer, (gain, size) in initial.items()}
