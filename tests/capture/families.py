@@ -22,6 +22,7 @@ from family import ENDS, FAMILIES, IMAGE, REFUSED, TEXT, floats, ids
 from seen import Case, Keep, record
 
 from fullrank.capture import Recorder
+from untouched import changes, everything
 
 __all__ = ["ENDS", "FAMILIES", "IMAGE", "REFUSED", "TEXT", "Observed", "build", "floats", "ids", "observed"]
 __all__ += ["families_audio", "families_hybrids", "families_multimodal", "families_pairs", "families_vision"]
@@ -50,7 +51,7 @@ def build(family: str) -> Case:
 
 @dataclass(frozen=True)
 class Observed:
-    """A family's case and three forwards of it: before, under and after the recorder."""
+    """A family's case and three forwards of it: before, under and after the recorder; what looking has changed."""
 
     case: Case
     keep: Keep
@@ -58,6 +59,7 @@ class Observed:
     before: Any
     during: Any
     after: Any
+    changed: list[str]
 
 
 @functools.cache
@@ -65,5 +67,7 @@ def observed(family: str) -> Observed:
     """Survey and record a family, once for all tests; they read and change nothing."""
     case = build(family)
     before = case.run()
+    state = everything(case.model)
     keep, recorder, during = record(case.model, case.run)
-    return Observed(case, keep, recorder, before, during, case.run())
+    changed = changes(state, everything(case.model))
+    return Observed(case, keep, recorder, before, during, case.run(), changed)

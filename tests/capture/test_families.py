@@ -34,6 +34,10 @@ def test_outputs_under_the_recorder_are_the_same_bit_for_bit(seen):
     assert_identical(seen.before, seen.after)
 
 
+def test_nothing_is_left_on_the_model(seen):
+    assert seen.changed == []
+
+
 def test_stacks_layers_heads_and_parts_are_found(seen):
     case, anatomy = seen.case, seen.recorder.anatomy
     assert {stack.name: list(stack.paths) for stack in anatomy.stacks} == case.blocks
@@ -121,9 +125,9 @@ def test_the_stream_is_what_plain_hooks_see_and_its_end_is_not_the_final_norm(se
 def _laid_out(x: Tensor, stack: Stack) -> Tensor:
     if stack.over == "samples":
         return x.flatten(1)[None]
-    if stack.channels_first:
+    if stack.layout.axes == "channels first":
         return x.permute(0, 2, 3, 1).flatten(1, 2)
-    return x.transpose(0, 1) if stack.tokens_first else x[None] if x.ndim == 2 else x
+    return x.transpose(0, 1) if stack.layout.tokens_first else x[None] if x.ndim == 2 else x
 
 
 def test_states_between_attention_and_mlp_and_what_norms_hand_on(seen):

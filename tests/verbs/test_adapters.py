@@ -13,6 +13,7 @@ from alike import differences
 from fullrank.capture import undisturbed
 from fullrank.capture.events import StreamState
 from fullrank.capture.recorder import Recorder
+from untouched import changes, everything
 
 IDS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(12) < torch.tensor([[12], [12], [8]])).long()
@@ -109,24 +110,8 @@ def blocks_of(model):
 
 def state(model):
     layers = [m for m in model.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)]
-    return {
-        "adapters": [(list(m.active_adapters), m.merged, m.disable_adapters, list(m.merged_adapters)) for m in layers],
-        "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "trained": [p.requires_grad for p in model.parameters()],
-        "training": [m.training for m in model.modules()],
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-    }
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    adapters = [(list(m.active_adapters), m.merged, m.disable_adapters, list(m.merged_adapters)) for m in layers]
+    return everything(model) | {"adapters": adapters}
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -150,7 +135,7 @@ def test_rows_are_those_of_the_merged_model_and_nothing_was_merged(name):
     model(**batch)[0].square().sum().backward()  # in the middle of its training
     before = state(model)
     report = fullrank.examine(model, batch)
-    assert same(state(model), before)
+    assert not changes(before, state(model))
     assert report.about["architecture"] == type(build()).__name__
     assert any(note.startswith("adapter default: measured as found, added") for note in report.about["notes"])
     merged = model.merge_and_unload()
@@ -165,7 +150,7 @@ def test_gradients_reach_the_frozen_base_and_leave_it_frozen():
     before = state(model)
     assert not model.get_base_model().model.layers[0].mlp.up_proj.weight.requires_grad
     report = fullrank.examine(model, batch, spectrum=False, gradients=True, weights=True)
-    assert same(state(model), before)
+    assert not changes(before, state(model))
     merged = fullrank.examine(model.merge_and_unload(), batch, spectrum=False, gradients=True)
     mine, theirs = (
         {row.key: row.value for row in one.rows.where(metric="gradient_rms").rows} for one in (report, merged)
