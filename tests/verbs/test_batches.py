@@ -70,14 +70,3 @@ def test_padding_of_inputs_is_known_also_where_the_model_takes_no_mask():
     inputs = Inputs([{"input_ids": IDS}], [MASK.bool()], "text", "two documents", 2, 13)
     assert values(fullrank.examine(model, inputs)) == values(fullrank.examine(model, IDS, mask=MASK.bool()))
     assert values(fullrank.examine(model, inputs)) != values(fullrank.examine(model, IDS))
-
-
-def test_a_list_of_batches_is_accumulated():
-    model = bert()
-    together = fullrank.examine(model, {"input_ids": IDS}, spectrum=False)
-    apart = fullrank.examine(model, [{"input_ids": IDS[:1]}, {"input_ids": IDS[1:]}], spectrum=False)
-    assert values(together).keys() == values(apart).keys()
-    for key, value in values(together).items():
-        assert (value is None) == (values(apart)[key] is None)
-        if value is not None:
-            assert abs(values(apart)[key] - value) <= 1e-5 * max(1, abs(value)), key

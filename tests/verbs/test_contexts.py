@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, LlamaConfig, LlamaModel, T5Config, T5Model
 
 import fullrank
+from alike import differences
 from fullrank.errors import BatchError, FullrankError
 from fullrank.spec import inputs, load
 from fullrank.table import Table
@@ -55,15 +56,7 @@ def headlines(report):
 
 def same(found, expected, tolerance=1e-5, leaping=()):
     """Row by row, but for metrics that leap where a rounding decides between two neighbours."""
-    assert found.keys() == expected.keys()
-    for key, row in expected.items():
-        if key[-1] in leaping:
-            continue
-        assert (found[key].n, found[key].exact) == (row.n, row.exact), key
-        for ours, theirs in ((found[key].value, row.value), (found[key].stderr, row.stderr)):
-            assert (ours is None) == (theirs is None), (key, found[key], row)
-            if ours is not None:
-                assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance), key
+    assert not differences(found, expected, tolerance=tolerance, but=leaping)
 
 
 def ragged(side, lengths, T):
