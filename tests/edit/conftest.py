@@ -1,12 +1,7 @@
-"""The plain models of the capture tests are edited here."""
-
-import sys
-from pathlib import Path
+"""What all tests of edits run under."""
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "capture"))
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import family
 import torch
 import transformers as hf
+from family import ENDS, ids
 from plain import Block, PlainGPT, tokens
 from torch import Tensor, nn
 
 from fullrank.capture import Anatomy, survey
 
-TEXT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
-ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT = family.TEXT | {"num_hidden_layers": 3}
 
 
 @dataclass
@@ -50,10 +51,6 @@ class Kind:
 
     def blocks(self, stack: str) -> nn.ModuleList:
         return self.model.get_submodule(self.lists[stack])
-
-
-def ids(sequences: int = 3, length: int = 9) -> Tensor:
-    return torch.randint(3, 50, (sequences, length), generator=torch.Generator().manual_seed(0))
 
 
 def _one(model: nn.Module, stack: str, blocks: str, attention: str, mlp: str, **batch: Any) -> Kind:
