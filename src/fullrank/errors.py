@@ -60,3 +60,7 @@ class OutputError(FullrankError):
 
 class EditError(FullrankError):
     """A change to a model's forward that cannot be made or undone; then nothing was changed."""
+
+
+class DiagnosisError(FullrankError):
+    """A verdict that is not known."""

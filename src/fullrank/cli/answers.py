@@ -9,8 +9,9 @@ import typer
 
 from fullrank.errors import FullrankError
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "answering"]
+__all__ = ["BAD_INPUT", "FOUND", "INTERRUPTED", "answering"]
 
+FOUND = 1  # a verdict at or above --fail-on
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

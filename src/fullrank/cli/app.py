@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fullrank.cli.answers import answering
+from fullrank.report.verdict import Severity
 
 __all__ = ["app", "main"]
 
@@ -112,6 +113,18 @@ def examine(
             "sampled, and that is said.",
         ),
     ] = None,
+    no_reference: Annotated[
+        bool, typer.Option("--no-reference", help="Do not compare with the same architecture at its initialisation.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Test suspicions: skip blocks, silence heads, and see what that changes.")
+    ] = False,
+    fail_on: Annotated[
+        Severity | None,
+        typer.Option(
+            "--fail-on", metavar="S", help="warn or fail: exit with 1 where a verdict is that. [default: never]"
+        ),
+    ] = None,
     blocks: Annotated[
         str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
     ] = None,
@@ -135,13 +148,24 @@ def examine(
             job.Loading(init, None, device, dtype, allow_pickle, trust_remote_code, memory),
             job.Feeding(context, documents, text, data, images),
             job.Looking(
-                not no_spectrum, heads, contexts, gradients, probes, weights, batch_statistics, blocks, seconds
+                spectrum=not no_spectrum,
+                heads=heads,
+                contexts=contexts,
+                gradients=gradients,
+                probes=probes,
+                weights=weights,
+                batch_statistics=batch_statistics,
+                blocks=blocks,
+                seconds=seconds,
+                reference=not no_reference,
+                verify=verify,
             ),
             revisions=revisions or (),
             labels=labels or (),
             seed=seed,
             html=html,
             json=json,
+            fail_on=fail_on,
         )
 
 
@@ -161,6 +185,20 @@ def demo(
         # 256 tokens are what this encoder reads in use: its own configuration cuts longer texts there
         looking = job.Looking(spectrum=not no_spectrum)
         job.run([packaged()], job.Loading(), job.Feeding(context=256), looking, html=html, json=json)
+
+
+@app.command()
+def explain(
+    verdict: Annotated[
+        str | None, typer.Argument(metavar="[VERDICT]", help="One verdict, in full.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a verdict means, when it is harmless, how it is tested and where it comes from."""
+    with answering():
+        from fullrank.cli import explanations
+
+        explanations.show(verdict, json=json)
 
 
 @app.command()

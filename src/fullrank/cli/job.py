@@ -11,11 +11,12 @@ from pathlib import Path
 
 import typer
 
-from fullrank.cli.answers import BAD_INPUT
+from fullrank.cli.answers import BAD_INPUT, FOUND
 from fullrank.cli.options import Feeding, Loading, Looking
 from fullrank.cli.progress import Tell, progress
 from fullrank.errors import SpecError
 from fullrank.report import Report, Variants
+from fullrank.report.verdict import Severity
 from fullrank.spec import Spec, Subject, load, parse
 from fullrank.verbs import examine as verb
 from fullrank.verbs.examine_each import examine_each
@@ -35,6 +36,7 @@ def run(
     seed: int = 0,
     html: Path | None = None,
     json: bool = False,
+    fail_on: Severity | None = None,
 ) -> None:
     """Examine one model, or several one after the other, and show the report.
 
@@ -48,10 +50,12 @@ def run(
         seed: of random weights, random inputs and starting vectors.
         html: where the page goes; checked by the caller to be writable.
         json: print JSON and nothing else on standard output.
+        fail_on: the gravity of a verdict from which on the exit code is 1.
 
     Raises:
         SpecError: for labels or revisions that do not go with the models.
-        Exit: with code 2 where some of several models could not be examined, after showing the others.
+        Exit: with code 2 where some of several models could not be examined, after showing the others; with code 1
+            where a verdict is as grave as `fail_on`.
     """
     wanted = _wanted(specs, loading, revisions)
     if labels and len(labels) != len(wanted):
@@ -76,6 +80,11 @@ def run(
         typer.echo(f"fullrank: {one.label} was not examined: {one.reason}", err=True)
     if failed:
         raise typer.Exit(BAD_INPUT)
+    reports = made.reports if isinstance(made, Variants) else (made,)
+    grave = [one for report in reports for one in report.verdicts if fail_on and one.severity.rank >= fail_on.rank]
+    if grave:
+        typer.echo(f"fullrank: {grave[0].severity}: {grave[0].name}, and --fail-on {fail_on} was given.", err=True)
+        raise typer.Exit(FOUND)
 
 
 def _wanted(

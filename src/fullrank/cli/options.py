@@ -60,6 +60,8 @@ class Looking:
         batch_statistics: whether batch norms use those of the batch.
         blocks: path of the list of blocks, where they are not found by themselves.
         seconds: a time budget.
+        reference: whether to measure the same architecture at its own initialisation too.
+        verify: whether to test suspicions by intervention.
     """
 
     spectrum: bool = True
@@ -71,6 +73,8 @@ class Looking:
     batch_statistics: bool = False
     blocks: str | None = None
     seconds: float | None = None
+    reference: bool = True
+    verify: bool = False
 
     def __post_init__(self) -> None:
         # refused as `examine` would refuse it, before a checkpoint is loaded
@@ -107,7 +111,7 @@ class Looking:
     @property
     def arguments(self) -> dict[str, Any]:
         """By the names of `examine`."""
-        plain = ("spectrum", "gradients", "weights", "batch_statistics", "blocks", "seconds")
+        plain = ("spectrum", "gradients", "weights", "batch_statistics", "blocks", "seconds", "reference", "verify")
         return {name: getattr(self, name) for name in plain} | {
             "heads": self.named,
             "contexts": self.lengths or None,

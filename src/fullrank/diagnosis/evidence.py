@@ -43,8 +43,9 @@ class Evidence:
 
     @classmethod
     def of(cls, report: Report, **known: Any) -> Evidence:
-        """That of a report."""
-        return cls(tuple(report.rows), report.about, report.context_slopes, **known)
+        """That of a report and of its reference."""
+        of_reference = () if report.reference is None else report.reference.rows
+        return cls((*report.rows, *of_reference), report.about, report.context_slopes, **known)
 
     @cached_property
     def _by_place(self) -> dict[tuple[Any, ...], dict[str, Row]]:
@@ -72,7 +73,7 @@ class Evidence:
         """In which the model ran, such as `float32`."""
         return str(self.about.get("dtype") or "float32")
 
-    @property
+    @cached_property
     def referenced(self) -> bool:
         """Whether there are rows of the initialisation."""
         return any(row.source == INITIALISATION for row in self.rows)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fullrank.errors import TableError
 from fullrank.report.spectrum import HeadSpectrum
-from fullrank.table import SCHEMA_VERSION, Slope, Table, check_schema
+from fullrank.report.verdict import Diagnosis
+from fullrank.table import SCHEMA_VERSION, Table, check_schema
 from fullrank.table.slopes import slope_of
 
 if TYPE_CHECKING:
@@ -50,12 +51,22 @@ def plain(value: Any, *, where: str = "about") -> Any:
 
 
 def content(report: Report) -> dict[str, Any]:
-    """A report's document: `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`; `"slopes"` where it has any."""
+    """A report's document.
+
+    Args:
+        report: any.
+
+    Returns:
+        `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`, and where it has them `"slopes"`, `"diagnosis"` and
+        `"reference"`, a document like this one.
+    """
     return {
         "schema": SCHEMA_VERSION,
         "about": _encode(report.about),
         "spectra": [_encode(asdict(spectrum)) for spectrum in report.spectra],
         **({"slopes": [_encode(asdict(slope)) for slope in report.context_slopes]} if report.context_slopes else {}),
+        **({"diagnosis": _encode(report.diagnosis.to_record())} if report.diagnosis is not None else {}),
+        **({"reference": content(report.reference)} if report.reference is not None else {}),
         "rows": report.rows.to_records(),
     }
 
@@ -80,14 +91,14 @@ def loads(text: str) -> Any:
         raise TableError(f"this is not JSON: {error}.") from None
 
 
-def parsed(document: Any) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ...], tuple[Slope, ...]]:
+def parsed(document: Any) -> dict[str, Any]:
     """What `content` gave of a report.
 
     Args:
         document: in JSON's own types.
 
     Returns:
-        Rows, description, spectra and slopes; a document without slopes has none.
+        The fields of a `Report`; that of the reference as such fields, or None.
 
     Raises:
         TableError: for what is no such document, or of another schema version.
@@ -96,12 +107,15 @@ def parsed(document: Any) -> tuple[Table, dict[str, Any], tuple[HeadSpectrum, ..
     about, spectra, slopes = document.get("about"), document.get("spectra", []), document.get("slopes", [])
     if not isinstance(about, dict) or not isinstance(spectra, list) or not isinstance(slopes, list):
         raise TableError("this is not a fullrank report: it has no 'about', or its 'spectra' or 'slopes' are no list.")
-    return (
-        Table.from_records(document["rows"]),
-        _decode(about),
-        tuple(_spectrum(record) for record in spectra),
-        tuple(slope_of(_decode(record)) for record in slopes),
-    )
+    diagnosis, reference = document.get("diagnosis"), document.get("reference")
+    return {
+        "rows": Table.from_records(document["rows"]),
+        "about": _decode(about),
+        "spectra": tuple(_spectrum(record) for record in spectra),
+        "context_slopes": tuple(slope_of(_decode(record)) for record in slopes),
+        "diagnosis": None if diagnosis is None else Diagnosis.from_record(_decode(diagnosis)),
+        "reference": None if reference is None else parsed(reference),
+    }
 
 
 def text_of(path: str | os.PathLike[str]) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fullrank.report import document
 from fullrank.report.context import by_context
 from fullrank.report.figure import as_figure, draw
+from fullrank.report.ratios import ratio_frame
 from fullrank.report.scree import scree
 from fullrank.report.series import Series, series_of
 from fullrank.report.spectrum import HeadSpectrum
+from fullrank.report.verdict import Diagnosis, Verdict
 from fullrank.table import Slope, Table, write_atomically
 from fullrank.table.slopes import slope_frame
 
@@ -38,12 +40,18 @@ class Report:
             by stack and metric, what isotropic Gaussian tokens of that shape give.
         spectra: singular values of attention maps, for the heads where they were kept.
         context_slopes: how each number changes with the context, where several contexts were read; see `slopes`.
+        reference: the same numbers of the same architecture at its own random initialisation, on the same batch; None
+            where none was drawn.
+        diagnosis: which failures were found, which are not there, which could not be looked for; None where nobody
+            looked.
     """
 
     rows: Table
     about: Mapping[str, Any] = field(default_factory=dict)
     spectra: tuple[HeadSpectrum, ...] = ()
     context_slopes: tuple[Slope, ...] = ()
+    reference: Report | None = None
+    diagnosis: Diagnosis | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "about", document.plain(self.about))
@@ -75,9 +83,17 @@ class Report:
         return slope_frame(self.context_slopes)
 
     @property
-    def verdicts(self) -> tuple[()]:
-        """Named failures with their evidence. None are given yet: this report states numbers only."""
-        return ()
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Named failures with their evidence, gravest first; what was clear or not checked is in `diagnosis`."""
+        return () if self.diagnosis is None else self.diagnosis.verdicts
+
+    @property
+    def ratios(self) -> pandas.DataFrame:
+        """Every number beside its references: `initialisation`, `null`, and its ratio to each; NA where there is none.
+
+        The null is of Gaussian tokens of the same shape, for metrics of the stream at their headline scope.
+        """
+        return ratio_frame(self)
 
     def pivot(
         self,
@@ -204,7 +220,21 @@ class Report:
         Raises:
             TableError: for text that is no report, or of another schema version.
         """
-        return cls(*document.parsed(document.loads(text)))
+        return cls.from_content(document.loads(text))
+
+    @classmethod
+    def from_content(cls, content: Any) -> Report:
+        """The report in a document in JSON's own types.
+
+        Returns:
+            An equal report.
+
+        Raises:
+            TableError: for what is no report, or of another schema version.
+        """
+        parts = document.parsed(content)
+        reference = parts.pop("reference")
+        return cls(**parts, reference=None if reference is None else cls(**reference))
 
     def save_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json()` to a file, whole or not at all."""

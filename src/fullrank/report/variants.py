@@ -224,7 +224,7 @@ class Variants:
         pairs = [_fields(one, "variant", "report") for one in content["variants"]]
         failed = [_fields(one, "label", "reason") for one in content.get("failed", [])]
         return cls.of(
-            [Report(*document.parsed(report)) for _, report in pairs],
+            [Report.from_content(report) for _, report in pairs],
             [str(label) for label, _ in pairs],
             failed=[(str(label), str(reason)) for label, reason in failed],
             notes=[str(note) for note in content.get("notes", [])],

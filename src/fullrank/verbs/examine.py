@@ -28,6 +28,7 @@ from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads,
 from fullrank.verbs.backwards_within import backwards_within
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan
+from fullrank.verbs.diagnosed import diagnosed, reference_of
 from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
@@ -50,6 +51,8 @@ def examine(
     weights: bool = False,
     blocks: str | None = None,
     batch_statistics: bool = False,
+    reference: bool = True,
+    verify: bool = False,
     seed: int = 0,
     memory: str | int | None = None,
     seconds: float | None = None,
@@ -78,6 +81,10 @@ def examine(
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
         batch_statistics: batch norms use the mean and variance of each batch, as in training, instead of their running
             ones; the running ones are left as they were.
+        reference: also measure the same architecture at its own random initialisation on the same batch, without
+            singular values; costs a second copy of the weights while that lasts.
+        verify: test suspicions by intervention: blocks are skipped, heads silenced, states replaced, and the change of
+            the model's own loss (or of its output distribution, or its final state) is taken, document by document.
         seed: for the default batch and for starting blocks of the iterations.
         memory: of a checkpoint named by a SPEC, the most that its weights may fill, such as `2GiB`; what does not fit
             is fetched layer by layer.
@@ -89,7 +96,8 @@ def examine(
         progress: called with a few words and the share done.
 
     Returns:
-        The report: every number with its scope, its standard error over sequences and whether it is exact.
+        The report: every number with its scope, its standard error over sequences and whether it is exact; its
+        reference; its verdicts.
 
     Raises:
         BatchError: where the batch does not fit the model.
@@ -102,6 +110,8 @@ def examine(
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
     lengths = checked_contexts(contexts, ranks)
+    if verify and ranks.several:
+        raise BatchError("verify= goes with one process: this model is distributed.")
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, contexts=lengths))
     tell = progress or (lambda what, share: None)
     budget = _budget(seconds, lengths, ranks)
@@ -143,16 +153,39 @@ def examine(
     observers = ranks.merged(observers)
     rows = [*(row for observer in observers for row in observer.rows()), *by_context.rows, *of_weights]
     notes = [*notes, *by_context.notes, *statistics_notes(network, batch_statistics=batch_statistics)]
-    told = about(subject, given, calls, anatomy, notes, ranks) | {
+    drawn = reference_of(
+        subject,
+        calls,
+        anatomy,
+        unwanted="" if reference and (budget is None or budget.left > _FORWARDS * forward) else _UNWANTED[reference],
+        seed=seed,
+        tell=tell,
+        ranks=ranks,
+        gradients=gradients and budget is None,
+        probes=probes,
+        weights=weights,
+        batch_statistics=batch_statistics,
+        blocks=blocks,
+        known=notes,
+    )
+    told = about(subject, given, calls, anatomy, [*notes, *drawn.notes], ranks) | {
         "nulls": null_values(anatomy, observers, seed),
         "seed": seed,
-        "seconds": round(time.perf_counter() - started, 3),
     }
     if gradients:
         told["gradients"] = differentiated
-    return Report(
+    report = Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )
+    report = diagnosed(report, subject, calls, anatomy, drawn, verify=verify, batch_statistics=batch_statistics)
+    return replace(report, about=told | {"seconds": round(time.perf_counter() - started, 3)})
+
+
+_FORWARDS = 4  # what a reference costs, in forwards of the first call: the survey, a forward, and measuring it
+_UNWANTED = {
+    False: "none was asked for (reference=False, --no-reference)",
+    True: "the time budget leaves no room for it",
+}
 
 
 def _budget(seconds: float | None, contexts: tuple[int, ...], ranks: Ranks) -> Budget | None:
