@@ -73,6 +73,22 @@ def test_queries_keys_values_and_scale_are_those_of_the_edit(name, monkeypatch):
     assert {(call.query.ndim, call.query.shape[0], call.query.shape[1]) for call in calls} == {(4, batch, 4)}
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_attention_that_an_edit_computes_is_no_call_of_the_model(name):
+    kind, made = build(name), []
+
+    def attend(call: Call, output=None):
+        made.append(call)
+        _ = (call.value @ call.value.mT).softmax(-1) @ call.value
+        return call if output is None else output
+
+    with torch.no_grad():
+        base = kind()
+        with rewrite_attention(kind.model, seen(name), before=attend, after=attend):
+            assert torch.allclose(kind(), base, atol=1e-12)
+    assert len(made) == 2 * sum(len(parts) for stack in seen(name).stacks for parts in stack.calls)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama_padded", "falcon"])
 def test_grouped_heads_are_not_repeated(name):
     kind = build(name)

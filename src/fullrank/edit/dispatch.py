@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from fullrank.capture.dispatch import LOCK
 from fullrank.edit.call import Call
 from fullrank.edit.forwards import EditedForward
 from fullrank.edit.rewriting import Rewriting
@@ -42,7 +43,15 @@ class Redirect:
         forward = given["module"].__dict__.get("forward")
         if not isinstance(forward, EditedForward) or not forward.running or given["query"].ndim != 4:
             return self.function(*args, **kwargs)
-        rest = args[len(_NAMES) :]
+        for mode in forward.running:  # neither the function nor what edits compute is a call of the module
+            mode.busy = True
+        try:
+            return self._rewritten(forward, given, args[len(_NAMES) :])
+        finally:
+            for mode in forward.running:
+                mode.busy = False
+
+    def _rewritten(self, forward: EditedForward, given: dict[str, Any], rest: tuple[Any, ...]) -> Any:
         made: list[tuple[Rewriting, Call]] = []
         replaced: Call | None = None  # its map
         for mode in reversed(forward.running):
@@ -58,14 +67,8 @@ class Redirect:
         if replaced is not None:
             output, others = replaced.change(value=given["value"]).product(), (replaced.weights,)
         else:
-            for mode in forward.running:
-                mode.busy = True
-            try:
-                keywords = {name: item for name, item in given.items() if name not in _NAMES}
-                returned = self.function(*(given.get(name) for name in _NAMES), *rest, **keywords)
-            finally:
-                for mode in forward.running:
-                    mode.busy = False
+            keywords = {name: item for name, item in given.items() if name not in _NAMES}
+            returned = self.function(*(given.get(name) for name in _NAMES), *rest, **keywords)
             output, others = returned[0].transpose(1, 2), tuple(returned[1:])
         for mode, changed in reversed(made):
             output = mode.end(changed, output)
@@ -158,24 +161,28 @@ def _table(source: str) -> Any:
 
 def _acquire(source: str, key: str) -> bool:
     table = _table(source)
-    if table is None or key not in table:
+    if table is None:
         return False
-    found = table[key]
-    if not isinstance(found, Redirect):
-        found = Redirect(found, key, table._local_mapping.get(key))
-        table._local_mapping[key] = found
-    found.leases += 1
+    with LOCK:
+        if key not in table:
+            return False
+        found = table[key]
+        if not isinstance(found, Redirect):
+            found = Redirect(found, key, table._local_mapping.get(key))
+            table._local_mapping[key] = found
+        found.leases += 1
     return True
 
 
 def _release(held: list[tuple[str, str]]) -> None:
     for source, key in held:
         table = _table(source)
-        found = None if table is None else table._local_mapping.get(key)
-        if not isinstance(found, Redirect):
-            continue
-        found.leases -= 1
-        if found.leases == 0 and found.before is None:
-            del table._local_mapping[key]
-        elif found.leases == 0:
-            table._local_mapping[key] = found.before
+        with LOCK:
+            found = None if table is None else table._local_mapping.get(key)
+            if not isinstance(found, Redirect):
+                continue
+            found.leases -= 1
+            if found.leases == 0 and found.before is None:
+                del table._local_mapping[key]
+            elif found.leases == 0:
+                table._local_mapping[key] = found.before
