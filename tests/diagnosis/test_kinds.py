@@ -40,12 +40,13 @@ def test_the_share_particular_to_the_query_is_all_of_a_pointer_and_nothing_of_a_
     assert found[1, 1].particular == 0
 
 
-def test_the_number_of_keys_is_read_off_the_entropies_or_the_logits_or_the_batch():
+def test_the_number_of_keys_is_read_off_entropies_or_logits_or_another_head_or_the_batch():
     spread = head(1, 0, keys=20)
     sharp = head(1, 1, keys=20, entropy=0.0)
     blind = [row for row in head(1, 2, keys=20, entropy=0.0) if row.metric not in ("logit_std", "log_context_gauge")]
     found = heads_of(evidence([*spread, *sharp, *blind]), "decoder")
-    assert [math.exp(found[1, index].log_keys) for index in range(3)] == pytest.approx([20, 20, KEYS])
+    assert [math.exp(found[1, index].log_keys) for index in range(3)] == pytest.approx([20, 20, 20])
+    assert math.exp(heads_of(evidence(blind), "decoder")[1, 2].log_keys) == pytest.approx(KEYS)
 
 
 def test_what_a_causal_mask_alone_gives_is_not_held_to_be_selective():

@@ -11,7 +11,7 @@ from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.table import Row
 
-__all__ = ["Head", "HeadKind", "Place", "above", "below", "heads_of", "in_words", "kind_of", "kinds"]
+__all__ = ["LATE", "PART", "Head", "HeadKind", "Place", "above", "below", "heads_of", "in_words", "kind_of", "kinds"]
 
 HeadKind = Literal["pointer", "mixer", "average", "sink"]
 
@@ -84,9 +84,14 @@ def heads_of(evidence: Evidence, stack: str) -> dict[Place, Head]:
         for name in ("normalized_entropy", "selectivity", "sink_mass", "entropy", "logit_std", "log_context_gauge")
     }
     at_floor = {layer for layer, _ in by_metric["normalized_entropy"] if evidence.at_floor(stack, layer - 1)}
+    own = {
+        place: _log_keys({name: rows[place] for name, rows in by_metric.items() if place in rows})
+        for place in by_metric["normalized_entropy"]
+    }
+    usual = max((one for one in own.values() if one is not None), default=_of_the_batch(evidence))
     found = {}
     for place, row in by_metric["normalized_entropy"].items():
-        log_keys = _log_keys({name: rows[place] for name, rows in by_metric.items() if place in rows}, evidence)
+        log_keys = own[place] or usual
         if place in by_metric["selectivity"] and log_keys and place[0] not in at_floor:
             found[place] = Head(row, by_metric["selectivity"][place], by_metric["sink_mass"].get(place), log_keys)
     return found
@@ -154,13 +159,17 @@ def _value(row: Row) -> float:
     return float(row.value) if row.value is not None else math.nan
 
 
-def _log_keys(rows: dict[str, Row], evidence: Evidence) -> float | None:
-    """From entropy in nats over the same as a share; where that is 0 over 0, from the logits; else from the batch."""
+def _log_keys(rows: dict[str, Row]) -> float | None:
+    """From entropy in nats over the same as a share; where that is 0 over 0, from the logits."""
     share = _value(rows["normalized_entropy"])
     if "entropy" in rows and share > threshold("kinds.known"):
         return _value(rows["entropy"]) / share
     if {"logit_std", "log_context_gauge"} <= set(rows) and _value(rows["log_context_gauge"]) > 0:
         return (_value(rows["logit_std"]) / _value(rows["log_context_gauge"])) ** 2
+    return None
+
+
+def _of_the_batch(evidence: Evidence) -> float | None:
     told = evidence.about.get("input") or {}
     tokens, sequences = told.get("tokens"), told.get("sequences")
     return math.log(tokens / sequences) if tokens and sequences and tokens > sequences else None

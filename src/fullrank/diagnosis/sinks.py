@@ -10,7 +10,7 @@ import torch
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.kinds import PART, Place, above, heads_of, in_words
+from fullrank.diagnosis.kinds import LATE, PART, Place, above, heads_of, in_words
 from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.table import Row
@@ -32,12 +32,11 @@ def _look(evidence: Evidence) -> Looked:
         sinks = _sinks(evidence, stack, masses)
         if sinks:
             suspicions.append(_suspicion(evidence, stack, sinks, len(masses)))
+            massive = _massive(evidence, stack)
+            suspicions += [massive] if massive is not None else []
         else:
             most = max(float(row.value or 0) for row in masses.values())
             said.append(f"{stack}: no key holds more than {most:.2g} of a head's attention")
-    for stack in evidence.stacks:
-        massive = _massive(evidence, stack)
-        suspicions += [massive] if massive is not None else []
     if suspicions:
         return Looked(tuple(suspicions))
     if unknown:
@@ -132,11 +131,12 @@ def _where(positions: dict[Place, int], evidence: Evidence) -> str:
 
 
 def _massive(evidence: Evidence, stack: str) -> Suspicion | None:
-    """The largest activation, where it is massive and out of the range of a dtype that is used or asked for."""
+    """The largest activation beside a sink, where it is massive and out of range of the run's or a named dtype."""
     worst: tuple[float, Row] | None = None
+    entries = _entries(evidence, stack)
     sizes = evidence.course("rms", stack, site="stream", part="out", scope="all")
     for layer, row in evidence.course("max_to_median", stack, site="stream", part="out").items():
-        largest = _largest(evidence, stack, row, sizes.get(layer))
+        largest = _largest(entries, row, sizes.get(layer))
         if largest is not None and above(row, threshold(f"{NAME}.massive")) and (not worst or largest > worst[0]):
             worst = largest, row
     names = dict.fromkeys((evidence.dtype, *evidence.dtypes))
@@ -159,31 +159,34 @@ def _massive(evidence: Evidence, stack: str) -> Suspicion | None:
     )
 
 
-def _largest(evidence: Evidence, stack: str, ratio: Row, size: Row | None) -> float | None:
-    """About how large the largest entry of N is, from its ratio r to the median and the root mean square.
+def _largest(entries: float, ratio: Row, size: Row | None) -> float | None:
+    """About how large the largest of N entries is, from its ratio r to the median and the root mean square.
 
     If the other entries are Gaussian their median is .674 of their root mean square, so that N rms² = max² + 2.2 N
     (max/r)². Where k entries are that large, this is √k too much at most.
 
     Args:
-        evidence: says how many tokens there are.
-        stack: says how wide they are.
+        entries: N, of one sequence.
         ratio: of the largest entry to the median.
         size: root mean square of the same state.
 
     Returns:
-        The estimate; None where one of these is unknown.
+        The estimate; None where a number is missing.
     """
-    told = evidence.about.get("input") or {}
-    tokens, sequences, width = told.get("tokens"), told.get("sequences"), evidence.stacks[stack].get("width")
-    if size is None or not size.value or not ratio.value or not tokens or not sequences or not width:
+    if size is None or not size.value or not ratio.value or not entries:
         return None
-    N, r = tokens / sequences * width, ratio.value
-    return size.value * math.sqrt(N / (1 + 2.2 * N / r**2))
+    return size.value * math.sqrt(entries / (1 + 2.2 * entries / ratio.value**2))
+
+
+def _entries(evidence: Evidence, stack: str) -> float:
+    """Of one sequence: the width times the keys that a head sees, of which the late half sees three quarters."""
+    seen = [(head.log_keys, head.entropy.scope == LATE) for head in heads_of(evidence, stack).values()]
+    tokens = max((math.exp(log_keys) * (4 / 3 if late else 1) for log_keys, late in seen), default=0.0)
+    return tokens * float(evidence.stacks[stack].get("width") or 0)
 
 
 def _range(dtype: str) -> float | None:
-    found = getattr(torch, dtype, None)
+    found = getattr(torch, dtype, getattr(torch, f"{dtype}fn", None))  # float8_e4m3 is called float8_e4m3fn
     return torch.finfo(found).max if isinstance(found, torch.dtype) and found.is_floating_point else None
 
 
