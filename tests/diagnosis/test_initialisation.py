@@ -1,10 +1,8 @@
 """A reference at initialisation is what the class gives by itself, and making it leaves no trace."""
 
 import copy
-import random
 import warnings
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -12,52 +10,23 @@ from accelerate import cpu_offload
 from families import FAMILIES
 from plain import PlainGPT
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from twins import SIZES, Scale, alike, llama, moved, seeded, whole_state
 
-from fullrank.diagnosis import free_memory as free_memory_module
 from fullrank.diagnosis import initialisation
 from fullrank.diagnosis.free_memory import free_memory
 from fullrank.diagnosis.freshness import freshness
 from fullrank.diagnosis.initialisation import base_parameters, reinitialised
-from untouched import changes, everything
+from untouched import changes
 
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 CHOSEN = (
     *("bert", "roberta", "electra", "vit", "gpt2", "llama", "qwen2", "phi3", "gemma", "olmo3", "gpt_neox", "opt"),
     *("t5", "bart", "clip", "mixtral"),
 )
 
 
-def seeded(make, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make().eval()
-
-
 def raw(family):
     return seeded(lambda: FAMILIES[family]().model)
-
-
-def llama(**options):
-    return seeded(lambda: LlamaModel(LlamaConfig(**SIZES | options)))
-
-
-def moved(model):
-    """The same model with every parameter somewhere else, as after training."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def alike(one, other):
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
-
-
-def whole_state(model):
-    return everything(model) | {"python": random.getstate(), "numpy": np.random.get_state()[1].tolist()}
 
 
 @pytest.mark.parametrize("family", CHOSEN)
@@ -72,41 +41,6 @@ def test_a_hugging_face_model_is_built_as_its_class_builds_it(family):
     assert not found.model.training
     assert found.model.config is not model.config
     assert found.model.config._attn_implementation == model.config._attn_implementation
-
-
-MAKERS = {
-    "sequential": lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.BatchNorm1d(8)),
-    "encoder layer": lambda: nn.TransformerEncoderLayer(16, 2, 32),
-    "pair": lambda: nn.Transformer(16, 2, 1, 1, 32, batch_first=True),
-    "recurrent": lambda: nn.Sequential(nn.Embedding(9, 8, padding_idx=0), nn.LSTM(8, 8, 2)),
-    "convolutions": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.PReLU(), nn.Conv2d(8, 3, 3)),
-    "plain code": PlainGPT,
-}
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_any_other_model_is_reset_to_what_its_class_gives_by_itself(name):
-    model = moved(seeded(MAKERS[name]))
-    for buffer in model.buffers():
-        buffer += 3
-    model.train()
-    before = whole_state(model)
-    found = reinitialised(model, seed=7)
-    assert not changes(before, whole_state(model))
-    assert found.model is not None, found.how
-    assert alike(found.model, seeded(MAKERS[name], 7))
-    assert not any(module.training for module in found.model.modules())
-    assert "reset module by module" in found.how
-    assert found.how.endswith("seed 7.")
-
-
-def test_layers_that_torch_copies_from_each_other_are_drawn_one_by_one():
-    layer = seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32))
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    twin = reinitialised(model, seed=1).model
-    assert torch.equal(model.layers[0].linear1.weight, model.layers[1].linear1.weight)
-    assert not torch.equal(twin.layers[0].linear1.weight, twin.layers[1].linear1.weight)
-    assert twin.layers[1].linear1.weight.std().item() == pytest.approx(layer.linear1.weight.std().item(), rel=0.1)
 
 
 @pytest.mark.parametrize("make", [llama, lambda: seeded(PlainGPT)])
@@ -179,68 +113,6 @@ def test_a_model_made_with_more_than_a_configuration_is_reset():
     assert not twin.encoder.layer[0].output.dense.bias.any()
 
 
-class Initialises(nn.Module):
-    """Weights as its author wants them, on top of what torch draws."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-        self.apply(self._init_weights)
-
-    def _init_weights(self, module):
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.5)
-            nn.init.constant_(module.bias, 0.25)
-
-    def forward(self, x):
-        return self.body(x)
-
-
-class Scale(nn.Module):
-    """A norm with a parameter of its own and no way to say how it starts."""
-
-    def __init__(self, width=8):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
-
-    def forward(self, x):
-        return x * self.scale
-
-
-class Resettable(Scale):
-    def reset_parameters(self):
-        nn.init.constant_(self.scale, 1.0)
-
-
-def test_what_an_author_does_with_modules_is_done_after_they_are_reset():
-    twin = reinitialised(moved(seeded(Initialises)), seed=7).model
-    assert alike(twin, seeded(Initialises, 7))
-    assert twin.body[0].weight.std().item() == pytest.approx(0.5, rel=0.05)
-    assert torch.equal(twin.body[2].bias, torch.full((64,), 0.25))
-
-
-def test_a_module_with_a_way_of_its_own_is_reset():
-    twin = reinitialised(moved(nn.Sequential(nn.Linear(8, 8), Resettable())), seed=1).model
-    assert torch.equal(twin[1].scale, torch.ones(8))
-
-
-def test_a_parameter_that_is_still_constant_is_where_it_started():
-    found = reinitialised(nn.Sequential(nn.Linear(8, 8), Scale(), Scale()), seed=1)
-    assert torch.equal(found.model[2].scale, torch.ones(8))
-    assert "2 constant parameters kept" in found.how
-
-
-def test_a_hugging_face_model_inside_another_module_is_initialised_by_its_own_method():
-    class Reader(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.trunk, self.head = llama(initializer_range=0.5), nn.Linear(16, 3)
-
-    twin = reinitialised(moved(Reader()), seed=1).model
-    assert twin.trunk.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
-    assert torch.equal(twin.trunk.norm.weight, torch.ones(16))
-
-
 class Says(torch.Tensor):
     """A tensor of a library's own class."""
 
@@ -305,26 +177,6 @@ def test_where_there_is_no_reference_one_sentence_says_why(what):
     assert not changes(before, whole_state(model))
 
 
-def test_a_copy_that_fails_is_refused():
-    model = nn.Sequential(nn.Linear(8, 8))
-    model[0].kept = model[0].weight * 2  # a tensor with a history, as a cache that was never let go
-    found = reinitialised(model, seed=1)
-    assert found.model is None
-    assert "Sequential cannot be copied (" in found.how
-
-
-def test_a_way_that_fails_is_refused():
-    class Fails(nn.Linear):
-        def reset_parameters(self):
-            if hasattr(self, "made"):
-                raise ValueError("only once.")
-
-    model = nn.Sequential(Fails(8, 8))
-    model[0].made = True
-    found = reinitialised(model, seed=1)
-    assert found.how == "no reference at initialisation: reset_parameters of Fails '0' failed (only once)."
-
-
 @pytest.mark.parametrize(("free", "fits"), [(10 * 288, True), (2 * 288, True), (2 * 288 - 1, False)])
 def test_a_copy_takes_no_more_than_half_of_the_free_memory(monkeypatch, free, fits):
     monkeypatch.setattr(initialisation, "free_memory", lambda device: free)
@@ -338,34 +190,6 @@ def test_where_free_memory_is_not_known_a_copy_of_a_few_gigabytes_is_made(monkey
     assert reinitialised(nn.Linear(8, 8), seed=1).model is not None
     large = nn.ParameterList([nn.Parameter(torch.zeros(1).expand(2**31 + 1))])  # without the memory it speaks of
     assert "8 GiB is allowed where free memory is not known" in reinitialised(large, seed=1).how
-
-
-KERNEL = {"/proc/meminfo": "MemTotal: 900 kB\nMemAvailable: 500 kB\n"}
-GROUP = {
-    "/proc/self/cgroup": "0::/outer/inner\n",
-    "/sys/fs/cgroup/outer/inner/memory.max": "max\n",
-    "/sys/fs/cgroup/outer/memory.max": "300000\n",
-    "/sys/fs/cgroup/outer/memory.current": "250000\n",
-    "/sys/fs/cgroup/outer/memory.stat": "anon 200000\ninactive_file 40000\n",
-}
-FIRST = {
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9000\n",
-    "/sys/fs/cgroup/memory/memory.usage_in_bytes": "8000\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "free"),
-    [(KERNEL, 512_000), (KERNEL | GROUP, 90_000), (KERNEL | FIRST, 1000), (KERNEL | GROUP | FIRST, 1000)],
-)
-def test_free_memory_is_the_least_that_the_kernel_and_every_limit_leave(monkeypatch, files, free):
-    monkeypatch.setattr(free_memory_module, "_text", lambda file: files.get(str(file), ""))
-    assert free_memory(torch.device("cpu")) == free
-
-
-def test_free_memory_of_this_machine_is_a_number_and_of_others_unknown():
-    assert free_memory(torch.device("cpu")) > 2**20
-    assert free_memory(torch.device("mps")) is None
 
 
 def test_hooks_of_others_are_not_called_by_the_reference():

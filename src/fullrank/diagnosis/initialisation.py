@@ -12,6 +12,7 @@ from torch import nn
 from fullrank.capture.weights import form_of
 from fullrank.capture.wrappers import is_sharded, library_class
 from fullrank.diagnosis.free_memory import free_memory
+from fullrank.diagnosis.rebuilding import rebuilt
 from fullrank.diagnosis.resetting import HOOKS, CannotReset, others, reset_copy
 from fullrank.spec.quiet import forked_rng, quiet
 
@@ -37,9 +38,10 @@ def reinitialised(model: nn.Module, *, seed: int) -> Initialised:
     """The same architecture at its own random initialisation: same dtypes, same device, in evaluation mode.
 
     A Hugging Face model is built anew from a copy of its configuration, under the same attention kernels; where that
-    gives other parameters than the model has (layers were cut, the constructor takes more), and for every other model,
-    a deep copy is reset module by module (see `resetting.reset_copy`). Buffers are the constructor's or the copy's,
-    with running statistics reset. Hooks that others have registered are left out.
+    gives other parameters than the model has (layers were cut, the constructor takes more), a deep copy is reset module
+    by module (see `resetting.reset_copy`). Any other model is made again by its class where it holds every argument of
+    its constructor (see `rebuilding.rebuilt`), else reset likewise. Buffers are the constructor's or the copy's, with
+    running statistics reset. Hooks that others have registered are left out.
 
     Cost: the memory of a second copy of the weights, refused where that is more than half of what is free; a draw of
     every weight, on the model's own device where that is the CPU or a CUDA device. Which numbers a seed gives depends
@@ -68,6 +70,9 @@ def reinitialised(model: nn.Module, *, seed: int) -> Initialised:
                 return _made(built, model, how)
         if adapted:
             return _none(f"{type(base).__name__} has adapters, and cannot be built from a configuration without them")
+        anew = None if _of_transformers(base) else rebuilt(model, _place(device), seed=seed)
+        if anew is not None:
+            return _made(_fitted(anew[0], model, device), model, f"{anew[1]}, seed {seed}")
         try:
             twin, how = reset_copy(model)
         except CannotReset as why:
@@ -154,9 +159,8 @@ def _of_transformers(module: nn.Module) -> bool:
 def _from_configuration(base: nn.Module, device: torch.device, *, adapted: bool) -> nn.Module | None:
     """A model of the same class and configuration; None where it cannot be built, or has other parameters."""
     known: Any = base
-    place = device if device.type in ("cpu", "cuda") else torch.device("cpu")
     try:
-        with quiet(), place:
+        with quiet(), _place(device):
             twin: nn.Module = type(known)._from_config(copy.deepcopy(known.config), dtype=known.dtype)
     except Exception:  # noqa: BLE001 - constructors raise what they like; then a copy is reset
         return None
@@ -164,9 +168,20 @@ def _from_configuration(base: nn.Module, device: torch.device, *, adapted: bool)
     fits = all(name in theirs and theirs[name].shape == parameter.shape for name, parameter in mine.items())
     if not fits or (len(mine) < len(theirs) and not adapted):
         return None
+    return _fitted(twin, base, device)
+
+
+def _place(device: torch.device) -> torch.device:
+    """Where weights are drawn: on devices whose random state is not kept here, none are."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+def _fitted(twin: nn.Module, base: nn.Module, device: torch.device) -> nn.Module:
+    """The twin on the device of the model, every tensor of it in the dtype that it has there."""
+    theirs = base_parameters(base)
     twin.to(device)
     with torch.no_grad():
-        for name, parameter in mine.items():
+        for name, parameter in twin.named_parameters():
             parameter.data = parameter.data.to(theirs[name].dtype)
         for name, buffer in base.named_buffers():
             _cast_buffer(twin, name, buffer.dtype)

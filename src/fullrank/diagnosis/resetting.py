@@ -64,7 +64,8 @@ def reset_copy(model: nn.Module) -> tuple[nn.Module, str]:
         ways = _reset(twin)
         kept = _kept(twin, model)
     how = f"a copy of {type(model).__name__} reset module by module ({', '.join(ways) or 'no module has a way'})"
-    return twin, f"{how}, {kept} constant parameters kept" if kept else how
+    how += f", {kept} constant parameters kept" if kept else ""
+    return twin, f"{how}, and nothing done of what its constructor may do beyond that"
 
 
 def others(hooks: dict[int, Any]) -> list[int]:
