@@ -8,7 +8,7 @@ and copies of the model take it along; and no name in `state_dict` changes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -156,13 +156,12 @@ class Begin:
 
     what = "count the calls of shared modules"
 
-    def __init__(self, turns: Sequence[Turns]) -> None:
-        self._turns = tuple(turns)
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
 
     def __call__(self, forward: EditedForward, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
         """Run the model's forward."""
-        for turns in self._turns:
-            turns.reset()
+        self._turns.reset()
         return run(*args, **kwargs)
 
 
