@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ class AtBlock(ABC):
         wanted: which of them, from 0.
     """
 
-    what: ClassVar[str]
+    what: str
 
     def __init__(self, place: Place, turns: Turns, wanted: int) -> None:
         self.place, self._turns, self._wanted = place, turns, wanted

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fullrank.capture.reading import visible_in
 from fullrank.edit.places import Place
 from fullrank.errors import EditError
 
 __all__ = ["Call"]
-
-_GAP = 9000.0
-"""A score this far below the row's largest is a mask: models that do not write −inf write −10000, −65504 or −1e9."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class Call:
         weights: (batch, heads, queries, keys), the map; to set it replaces the map, for fused kernels too.
         mask: as the kernel got it, in four dimensions that broadcast: True where visible, or added to the scores.
         causal: the kernel's own flag: beside `mask`, no query sees a later key (counted from the first of both).
-        window: how many keys up to its own a query sees, where the kernel is told in place of a mask.
+        window: how many keys up to its own a query sees, where the kernel is told in place of a mask. Stays as it is.
         bias: added to the scores beside `mask`; broadcasts to (batch, heads, queries, keys).
         scale: of the scores; None for 1/√width.
     """
@@ -123,9 +121,3 @@ class Call:
     def changed_mask(self, before: Call) -> bool:
         """Whether what is visible or added differs from that of another call."""
         return self.mask is not before.mask or self.bias is not before.bias or self.causal != before.causal
-
-
-def visible_in(scores: Tensor) -> Tensor:
-    """Where scores, or what is added to them, are not masked."""
-    floor = torch.finfo(scores.dtype).min / 2
-    return scores > (scores.amax(-1, keepdim=True) - _GAP).clamp(min=floor)

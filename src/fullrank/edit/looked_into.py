@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from fullrank.capture.tap import without_dispatch
 
 __all__ = ["Passing", "looked_into", "unflatten"]
 
@@ -30,16 +31,4 @@ def unflatten(tensor: Tensor, dim: int, sizes: Any) -> Tensor:
     return tensor.view(*tensor.shape[:dim], *sizes, *tensor.shape[dim + 1 :])
 
 
-def _no_modes(tensors: Any) -> bool:
-    return False
-
-
-def _without_dispatch(func: Any) -> Any:
-    """The same code without its first question, whether a mode wants to see the call: to look into it, once."""
-    names = func.__globals__ | {"has_torch_function": _no_modes}
-    copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-looked_into = _without_dispatch(functional.multi_head_attention_forward)
+looked_into = without_dispatch(functional.multi_head_attention_forward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fullrank.capture.softmax import SOFTMAX, axes_of_product, spelt_out
 from fullrank.edit.call import Call
 from fullrank.edit.fitting import broadcasts
-from fullrank.edit.layout import Layout
+from fullrank.edit.layout import KernelLayout
 from fullrank.edit.looked_into import looked_into, unflatten
 from fullrank.edit.places import Place
-from fullrank.edit.softmaxes import CARRY, PRODUCTS, SOFTMAX, Softmax, Softmaxes, arranged, spelled_out
+from fullrank.edit.softmaxes import CARRY, PRODUCTS, Softmax, Softmaxes
 from fullrank.errors import EditError
 
 __all__ = ["After", "Before", "Rewriting"]
@@ -81,6 +82,12 @@ class Rewriting(TorchFunctionMode):
         for name in ("query", "key", "logits"):
             if getattr(call, name) is None and getattr(changed, name) is not None:
                 raise EditError(f"before set {name}, which attention in {self.path} ({call.kernel}) does not show.")
+        if call.query is None and changed.scale != call.scale:
+            raise EditError(
+                f"before set scale, which attention in {self.path} ({call.kernel}) does not show; change logits."
+            )
+        if changed.window != call.window:
+            raise EditError(f"before set window, which cannot be changed in {self.path}; change the mask.")
         if changed.weights is None or changed.weights is call.weights:
             return changed
         rows = call.query if call.query is not None else call.logits
@@ -129,7 +136,7 @@ class Rewriting(TorchFunctionMode):
             self._softmaxes.carry(func, args, kwargs, output)
             return output
         if name in PRODUCTS:
-            return self._product(func, PRODUCTS[name], args, kwargs)
+            return self._product(func, args, kwargs)
         if name == "einsum":
             return self._einsum(func, args, kwargs)
         return func(*args, **kwargs)
@@ -143,7 +150,7 @@ class Rewriting(TorchFunctionMode):
         given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
         query, key, value = given["query"], given["key"], given["value"]
         mask = given.get("attn_mask")
-        layout = Layout.of(query.shape, self.batch, self.heads, self.path)
+        layout = KernelLayout.of(query, self.batch, self.heads, self.path)
         call = Call(
             place=place,
             kernel="scaled_dot_product_attention",
@@ -173,22 +180,18 @@ class Rewriting(TorchFunctionMode):
 
     # ------------------------------------------------------------ models that softmax themselves
 
-    def _product(self, func: Any, first: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         factors = (*args, *kwargs.values())
-        if len(factors) < first + 2:
+        if len(factors) != 2:
             return func(*args, **kwargs)
-        weights, value = factors[first], factors[first + 1]
+        weights, value = factors
         softmax = self._softmaxes.find(weights)
         if softmax is None or not _fits(softmax, weights, value):
             return func(*args, **kwargs)
         place = self.take()
         if place is None:
             return func(*args, **kwargs)
-
-        def run(weights: Tensor, value: Tensor) -> Tensor:
-            return func(*factors[:first], weights, value, *factors[first + 2 :])  # type: ignore[no-any-return]
-
-        return self._made(place, softmax, weights, value, None, run)
+        return self._made(place, softmax, weights, value, None, func)
 
     def _einsum(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         equation, *factors = args
@@ -196,11 +199,11 @@ class Rewriting(TorchFunctionMode):
             factors = list(factors[0])
         if not isinstance(equation, str) or len(factors) != 2 or "->" not in equation:
             return func(*args, **kwargs)
-        inputs, out = spelled_out(equation, factors).split("->")
+        inputs, out = spelt_out(equation.replace(" ", ""), factors)
         labels = inputs.split(",")
         for mine, other in ((0, 1), (1, 0)):
             softmax = self._softmaxes.find(factors[mine])
-            orders = None if softmax is None else arranged(labels[mine], labels[other], out)
+            orders = None if softmax is None else axes_of_product(labels[mine], labels[other], out)
             if softmax is None or orders is None:
                 continue
             weights, value = factors[mine].permute(orders[0]), factors[other].permute(orders[1])
@@ -223,45 +226,43 @@ class Rewriting(TorchFunctionMode):
         softmax: Softmax,
         weights: Tensor,
         value: Tensor,
-        order: list[int] | None,
+        order: tuple[int, ...] | None,
         run: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """The product of a map that the model made and values, in (…, queries, keys) and (…, keys, width)."""
         keys = weights.shape[-1]
         full = softmax.logits if order is None or softmax.logits.ndim != len(order) else softmax.logits.permute(order)
-        shape = full.shape if full.ndim > weights.ndim else weights.shape
-        layout = Layout.of(shape, self.batch, self.heads, self.path)
-        if layout.swapped and full.ndim <= weights.ndim:
-            folded = layout.fold(weights)
-        else:
-            folded = weights.reshape(layout.batch, layout.heads, *weights.shape[-2:])
-        scores = full[..., :keys]
+        rows = full if full.ndim > weights.ndim else weights  # what has sequences and heads apart
+        layout = KernelLayout.of(rows, self.batch, self.heads, self.path)
+        folded, scores = layout.fold(weights), full[..., :keys]
         call = Call(
             place=place,
             kernel="softmax",
-            value=_like(layout, value),
+            value=layout.fold(value),
             weights=folded,
-            logits=layout.fold(scores) if layout.swapped else scores.reshape(folded.shape),
+            logits=layout.fold(scores).reshape(folded.shape),
         )
         changed = self.begin(call)
+        if changed.value is not call.value:
+            value = layout.unfold(changed.value, value, "value")
         if changed.weights is not call.weights:
-            weights = _back(layout, changed.weights, weights, "map")
+            assert changed.weights is not None
+            weights = layout.unfold(changed.weights, weights, "map").to(value.dtype)
         elif changed.logits is not call.logits or changed.changed_mask(call):
+            assert changed.logits is not None
             added = changed.additive()
             logits = changed.logits if added is None else _masked(changed.logits, added)
-            new = _back(layout, logits, scores, "scores")
+            new = layout.unfold(logits, scores, "scores")
             if keys < full.shape[-1]:  # a sink takes part in the softmax and is dropped afterwards
                 new = torch.cat([new, full[..., keys:]], -1)
             if order is not None and full.ndim == len(order):
                 new = new.permute(_inverse(order))
             made = softmax.again(new.to(full.dtype))
             weights = made if order is None else made.permute(order)
-        if changed.value is not call.value:
-            value = _back(layout, changed.value, value, "value")
-        output = run(weights.to(value.dtype) if changed.weights is not call.weights else weights, value)
+        output = run(weights, value)
         if self.after is None:
             return output
-        return _back(layout, self.end(changed, _like(layout, output)), output, "output")
+        return layout.unfold(self.end(changed, layout.fold(output)), output, "output")
 
 
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -278,19 +279,7 @@ def _fits(softmax: Softmax, weights: Any, value: Any) -> bool:
     )
 
 
-def _like(layout: Layout, tensor: Tensor) -> Tensor:
-    return tensor.transpose(0, 1) if layout.swapped and tensor.ndim == 4 else layout.fold(tensor)
-
-
-def _back(layout: Layout, tensor: Tensor | None, like: Tensor, what: str) -> Tensor:
-    assert tensor is not None
-    if like.ndim == 3 and layout.swapped:
-        return tensor.transpose(0, 1).reshape(-1, *tensor.shape[-2:])
-    return layout.unfold(tensor, like, what)
-
-
-def _masked(logits: Tensor | None, added: Tensor) -> Tensor:
-    assert logits is not None
+def _masked(logits: Tensor, added: Tensor) -> Tensor:
     if added.dtype == torch.bool:
         return logits.masked_fill(~added, torch.finfo(logits.dtype).min)
     return logits + added
@@ -300,5 +289,5 @@ def _typed(mask: Tensor, query: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask.to(query.dtype)
 
 
-def _inverse(order: list[int]) -> list[int]:
+def _inverse(order: Sequence[int]) -> list[int]:
     return [order.index(axis) for axis in range(len(order))]

@@ -7,15 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["CARRY", "PRODUCTS", "SOFTMAX", "Softmax", "Softmaxes", "arranged", "spelled_out"]
+__all__ = ["CARRY", "PRODUCTS", "Softmax", "Softmaxes"]
 
-SOFTMAX = frozenset({"softmax", "special_softmax", "_softmax"})
 CARRY = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "identity"}
     | {"dropout", "dropout_", "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "view_as"}
     | {"__getitem__", "masked_fill", "masked_fill_", "nan_to_num", "narrow", "mul", "__mul__", "div"}
 )
-PRODUCTS = {"matmul": 0, "__matmul__": 0, "bmm": 0, "baddbmm": 1}
+PRODUCTS = frozenset({"matmul", "__matmul__", "bmm"})
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """A function and what it was called with; the first argument is what the step before returned."""
@@ -73,40 +72,3 @@ class Softmaxes:
             if softmax.result is tensor:
                 return softmax
         return None
-
-
-def arranged(left: str, right: str, out: str) -> tuple[list[int], list[int], list[int]] | None:
-    """How to bring an einsum of a map and values into (…, queries, keys), (…, keys, width) and (…, queries, width).
-
-    Args:
-        left: labels of the map.
-        right: labels of the values.
-        out: labels of the result.
-
-    Returns:
-        The order of axes of the three, or None where it is no such product.
-    """
-    key = left[-1]
-    query = [label for label in left if label in out and label not in right]
-    width = [label for label in right if label in out and label not in left]
-    lead = [label for label in left if label in right and label != key]
-    if key in out or key not in right or len(query) != 1 or len(width) != 1 or any(x not in out for x in lead):
-        return None
-    if len(lead) + 2 != len(left) or len(lead) + 2 != len(right) or len(out) != len(left):
-        return None
-    return (
-        [left.index(label) for label in (*lead, *query, key)],
-        [right.index(label) for label in (*lead, key, *width)],
-        [out.index(label) for label in (*lead, *query, *width)],
-    )
-
-
-def spelled_out(equation: str, factors: list[Tensor]) -> str:
-    """An equation without spaces, the axes of an ellipsis with labels of their own."""
-    equation = equation.replace(" ", "")
-    hidden = 0
-    for labels, factor in zip(equation.split("->")[0].split(","), factors, strict=True):
-        if "..." in labels:
-            hidden = max(hidden, factor.ndim - len(labels) + 3)
-    unused = [label for label in "ABCDEFGH" if label not in equation]
-    return equation.replace("...", "".join(unused[:hidden]))
