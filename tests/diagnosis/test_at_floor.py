@@ -52,8 +52,8 @@ def test_a_stream_of_means_is_at_the_floor_from_there_on_and_other_failures_leav
     model, batch = bert(), {"input_ids": torch.randint(50, (8, 24), generator=torch.Generator().manual_seed(0))}
     anatomy = survey(model, lambda: model(**batch))
     with edit.replace_stream(model, anatomy, lambda X: X.mean(1, keepdim=True), layer=2):
-        planted = Evidence.of(fullrank.examine(model, batch, spectrum=False), weights="trained")
-    healthy = Evidence.of(fullrank.examine(model, batch, spectrum=False), weights="trained")
+        planted = Evidence.of(fullrank.examine(model, batch, spectrum=False, reference=False), weights="trained")
+    healthy = Evidence.of(fullrank.examine(model, batch, spectrum=False, reference=False), weights="trained")
     (suspicion,) = FAILURE.look(planted).suspicions
     assert suspicion.layers == (2, 3, 4)
     assert FAILURE.look(healthy).suspicions == ()

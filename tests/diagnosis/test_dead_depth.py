@@ -129,12 +129,13 @@ def gpt2(*dead, layers=6):
 
 
 def tokens(seed=0):
-    return torch.randint(50, (8, 24), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(50, (8, 16), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("dead", [(), (3,), (1, 6), (4, 5, 6)])
+@pytest.mark.parametrize("dead", [(), (3,), (1, 4)])
 def test_identities_in_a_real_model_are_found_and_no_other_block(dead):
-    report = fullrank.examine(gpt2(*dead, layers=8), {"input_ids": tokens()}, spectrum=False)
+    report = fullrank.examine(gpt2(*dead, layers=6), {"input_ids": tokens()}, spectrum=False, reference=False)
     looked = FAILURE.look(Evidence.of(report, weights="trained"))
+    assert bool(looked.clear) == (not dead)
     assert {layer for one in looked.suspicions for layer in one.layers} == set(dead)
-    assert all((one.severity is Severity.FAIL) == (len(dead) * 3 >= 8) for one in looked.suspicions)
+    assert all((one.severity is Severity.FAIL) == (len(dead) * 3 >= 6) for one in looked.suspicions)

@@ -162,7 +162,7 @@ def test_without_shares_it_is_unchecked():
     assert "needs a stream of tokens" in FAILURE.look(evidence([])).unchecked
 
 
-def bert(layers=6, *, seed=0, **options):
+def bert(layers=3, *, seed=0, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -170,18 +170,16 @@ def bert(layers=6, *, seed=0, **options):
 
 
 def batch():
-    return {"input_ids": torch.randint(50, (8, 24), generator=torch.Generator().manual_seed(0))}
+    return {"input_ids": torch.randint(50, (8, 16), generator=torch.Generator().manual_seed(0))}
 
 
 def examined(model, given, **known):
-    return Evidence.of(fullrank.examine(model, given, spectrum=False), **known)
+    return Evidence.of(fullrank.examine(model, given, spectrum=False, reference=False), **known)
 
 
-@pytest.mark.parametrize("layer", [1, 3, 5])
-@pytest.mark.parametrize("kept", [0.0, 1e-3])
+@pytest.mark.parametrize(("layer", "kept"), [(1, 1e-3), (2, 0.0)])
 def test_a_stream_pushed_to_its_means_is_found_at_that_layer(layer, kept):
     model, given = bert(), batch()
-    assert FAILURE.look(examined(model, given, weights="trained")).suspicions == ()
     anatomy = survey(model, lambda: model(**given))
 
     def pushed(X):
@@ -194,7 +192,7 @@ def test_a_stream_pushed_to_its_means_is_found_at_that_layer(layer, kept):
     assert one.tests[0].intervention.layer == layer
 
 
-@pytest.mark.parametrize("layer", [1, 4])
+@pytest.mark.parametrize("layer", [1, 2])
 def test_a_stream_pushed_to_a_matrix_of_rank_one_is_found_at_that_layer(layer):
     model, given = bert(), batch()
     anatomy = survey(model, lambda: model(**given))
@@ -217,7 +215,7 @@ def test_deep_post_norm_with_strong_averaging_collapses_at_initialisation_and_a_
         return model
 
     given = batch()
-    (deep,) = FAILURE.look(examined(averaging(40), given, weights="fresh")).suspicions
+    (deep,) = FAILURE.look(examined(averaging(24), given, weights="fresh")).suspicions
     assert deep.severity in (Severity.WARN, Severity.FAIL)
     assert FAILURE.look(examined(averaging(2), given, weights="fresh")).suspicions == ()
-    assert FAILURE.look(examined(bert(12), given, weights="fresh")).suspicions == ()
+    assert FAILURE.look(examined(bert(6), given, weights="fresh")).suspicions == ()

@@ -83,6 +83,13 @@ def test_a_token_that_begins_at_nothing_has_a_gradient_beyond_measure_and_no_fau
     assert one.layers == (2,)
 
 
+def test_what_is_nothing_at_initialisation_is_no_reference():
+    nothing = sizes(0.0, 1, 1, 1, source="initialisation")
+    assert not found(sizes(0.02, 1, 1, 1), nothing)
+    (one,) = found(sizes(0.02, 1, 1e5, 1e5), nothing)
+    assert one.layers == (2,)
+
+
 def test_without_a_reference_trained_weights_get_a_note():
     (one,) = found(sizes(1, 1, 1, 1e8))
     assert one.severity is Severity.NOTE
@@ -142,7 +149,7 @@ def gpt2(layers=4):
 
 def examined(model):
     ids = torch.randint(50, (8, 24), generator=torch.Generator().manual_seed(0))
-    report = fullrank.examine(model, {"input_ids": ids, "labels": ids}, spectrum=False, gradients=True)
+    report = fullrank.examine(model, {"input_ids": ids, "labels": ids}, spectrum=False, reference=False, gradients=True)
     return FAILURE.look(Evidence.of(report, weights="fresh"))
 
 

@@ -35,7 +35,7 @@ def _look(evidence: Evidence) -> Looked:
             suspicions += beyond
             if not beyond:
                 top, _ = max(largest.values(), key=lambda one: one[0])
-                clear.append(f"{stack}: {_said(what, top)}, {_margins(evidence, top)}")
+                clear.append(f"{stack}: {_said(what, top)} ({_margin(evidence, top)})")
     if not suspicions and not clear:
         return Looked(unchecked="needs a stream of several tokens, or of several samples, above the float floor.")
     return Looked(tuple(suspicions), clear=f"{'; '.join(clear)}.")
@@ -62,8 +62,8 @@ def _merged(evidence: Evidence, stack: str) -> tuple[list[Suspicion], str]:
         return [], ""
     least = min(rows.values(), key=lambda row: row.value or 0.0)
     if not lost:
-        said = f"at least {number(100 * (least.value or 0.0))} % of the pairs of tokens differ in {evidence.dtype}"
-        return [], f"{said} (layer {least.layer})"
+        share = "all" if least.value == 1 else f"at least {number(100 * (least.value or 0.0))} % of the"
+        return [], f"{share} pairs of tokens differ in {evidence.dtype}"
     first, worst = min(lost), max(lost, key=lambda layer: lost[layer])
     grave = lost[worst] > threshold("numerics.distinct_at_dtype.grave")
     return [
@@ -162,12 +162,9 @@ def _said(what: str, size: float) -> str:
     return f"the largest {what} is {'about ' if what != 'logit' else ''}{number(size)}"
 
 
-def _margins(evidence: Evidence, size: float) -> str:
-    said = (
-        f"{dtype} holds {number(_range(dtype) / size if size else math.inf)} times as much"
-        for dtype in _dtypes(evidence)
-    )
-    return " and ".join(said)
+def _margin(evidence: Evidence, size: float) -> str:
+    narrowest = min(_dtypes(evidence), key=_range)
+    return f"{narrowest} holds {number(_range(narrowest) / size if size else math.inf)} times as much"
 
 
 FAILURE = Failure(

@@ -291,8 +291,8 @@ _ALL: Final = (
         40,
         "logits",
         "the largest of 64 Gaussian logits of that size is some 100 above the mean, where QK-Clip acts "
-        "(oversmoothing_fixes), and the softmax is one key to float32's last digit; the pretrained encoder's heads have "
-        ".6 to 5, its pointer to one token 20",
+        "(oversmoothing_fixes), and the softmax is one key to float32's last digit; the pretrained encoder's heads "
+        "have .6 to 5, its pointer to one token 20",
     ),
     Threshold(
         "entropy-collapse.rise",

@@ -133,13 +133,13 @@ def _signal(evidence: Evidence, stack: str) -> _Profile | None:
     rows = _above_floor(evidence, stack, evidence.course("rms", stack, site="stream", part="out"))
     if rows and rows[min(rows)].value == 0:  # queries of a decoder of detections begin at nothing
         del rows[min(rows)]
+    if drawn := _drawn(evidence, rows):
+        rows = {layer: rows[layer] for layer in drawn}
     if len(rows) < 2:
         return None
     base = min(rows)
-    initial = {layer: evidence.initial(row) for layer, row in rows.items()}
     sizes = {layer: _log(row) for layer, row in rows.items()}
-    if evidence.weights != "fresh" and all(initial.values()):
-        drawn = {layer: _log(row) for layer, row in initial.items()}
+    if drawn:
         return _Profile(rows, _from(sizes, base), _from(drawn, base), base, True)
     # unrelated branches of unit size add up to the root of their number, however small the embeddings are
     ceiling = {layer: max(0.0, -sizes[base]) + 0.5 * math.log1p(layer - base) for layer in rows}
@@ -156,14 +156,24 @@ def _gradient(evidence: Evidence, stack: str) -> _Profile | None:
     found = {layer: _log(row) + _log(sizes[layer]) for layer, row in rows.items()}
     if found.get(0, 0.0) > found.get(1, 0.0):  # a token that begins at 0, such as CLS, has a gradient beyond measure
         del rows[0], found[0]
+    drawn_gains, drawn_sizes = _drawn(evidence, rows), _drawn(evidence, {layer: sizes[layer] for layer in rows})
+    drawn = {layer: gain + drawn_sizes[layer] for layer, gain in drawn_gains.items() if layer in drawn_sizes}
+    if drawn:
+        rows, found = {layer: rows[layer] for layer in drawn}, {layer: found[layer] for layer in drawn}
     if len(rows) < 2:
         return None
     base = max(rows)
-    initial = {layer: (evidence.initial(row), evidence.initial(sizes[layer])) for layer, row in rows.items()}
-    if evidence.weights != "fresh" and all(None not in both for both in initial.values()):
-        drawn = {layer: _log(gain) + _log(size) for layer, (gain, size) in initial.items()}
-        return _Profile(rows, _from(found, base), _from(drawn, base), base, True, backward=True)
-    return _Profile(rows, _from(found, base), dict.fromkeys(rows, 0.0), base, False, backward=True)
+    expected = drawn or dict.fromkeys(rows, 0.0)
+    return _Profile(rows, _from(found, base), _from(expected, base), base, bool(drawn), backward=True)
+
+
+def _drawn(evidence: Evidence, rows: Mapping[int, Row]) -> dict[int, float]:
+    """The logarithms at initialisation, of layers that are not nothing there; empty where they are no reference."""
+    initial = {layer: evidence.initial(row) for layer, row in rows.items()}
+    if evidence.weights == "fresh" or None in initial.values():
+        return {}
+    drawn = {layer: _log(row) for layer, row in initial.items() if row is not None and row.value}
+    return drawn if len(drawn) > 1 else {}
 
 
 def _above_floor(evidence: Evidence, stack: str, rows: Mapping[int, Row]) -> dict[int, Row]:
