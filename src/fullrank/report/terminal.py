@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fullrank.report.headlines import Cell, Column, Headlines, headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
+from fullrank.report.terminal_diagnosis import beside, checked, verdicts
 from fullrank.report.trends import contexts_of, counted, steepest
 from fullrank.report.wording import examined, row_notes, scope_words
 
@@ -46,6 +47,9 @@ def render(
     for report, label in zip(reports, labels, strict=True):
         yield from _header(report, label)
         yield Text()
+        if report.diagnosis is not None:
+            yield from verdicts(report.diagnosis, ascii_only=ascii_only)
+            yield Text()
         floor = False
         scopes: dict[str, None] = {}
         for one in series_of((report,), ("",)):
@@ -54,7 +58,7 @@ def render(
                 if one.label:
                     title.append(f"  {one.label}", style="dim")
                 yield title
-                for part in _fitting(table, width):
+                for part in _fitting(beside(table, report), width):
                     yield _grid(part, width=width, ascii_only=ascii_only)
                 floor = floor or table.has_floor
                 scopes |= dict.fromkeys(table.scopes)
@@ -65,10 +69,13 @@ def render(
                 f"{_floor(ascii_only)} made of rounding: the tokens differ by no more than the float floor", style="dim"
             )
         yield from _trends(report, ascii_only=ascii_only)
+        if report.diagnosis is not None:
+            yield from checked(report.diagnosis, ascii_only=ascii_only)
         yield from _notes(report, ascii_only=ascii_only)
     rows = sum(len(report.rows) for report in reports)
     yield from next_steps(
         [
+            ("fullrank explain VERDICT", "what a verdict means, when it is harmless, how it is tested"),
             ("fullrank metrics", "what each number means, what is healthy and what is collapsed"),
             ("--html report.html", f"all {rows:,} numbers: profiles, every head, singular values"),
             ("--json > report.json", "the same for programs; Report.load reads it back"),
@@ -105,14 +112,22 @@ def _grid(table: Headlines, *, width: int, ascii_only: bool) -> Grid:
     from rich.text import Text
 
     headings = [_heading(column) for column in table.columns]
+    if ascii_only:
+        headings = [heading.replace("×", "x") for heading in headings]
     bars = _bars(table, width)
     grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
     for heading in headings:
         grid.add_column(Text(heading), no_wrap=True, vertical="bottom")
     for layer, cells in table.lines:
-        grid.add_row(str(layer), *(_cell(cell, bars, ascii_only=ascii_only) for cell in cells))
+        drawn = (bars if _barred(table, index) else 0 for index in range(len(cells)))
+        grid.add_row(str(layer), *(_cell(c, n, ascii_only=ascii_only) for c, n in zip(cells, drawn, strict=True)))
     return grid
+
+
+def _barred(table: Headlines, index: int) -> bool:
+    """Whether any number of a column has a bar."""
+    return any(cells[index].share is not None for _, cells in table.lines)
 
 
 def _heading(column: Column) -> str:
@@ -134,7 +149,7 @@ def _widths(table: Headlines, bars: int) -> list[int]:
     for index, column in enumerate(table.columns):
         texts = [len(cells[index].text) + cells[index].floor for _, cells in table.lines]
         words = [len(word) for word in _heading(column).split()]
-        widths.append(2 + max(max(texts) + (bars + 1 if bars else 0), *words))
+        widths.append(2 + max(max(texts) + (bars + 1 if bars and _barred(table, index) else 0), *words))
     return widths
 
 
@@ -161,7 +176,7 @@ def _cell(cell: Cell, bars: int, *, ascii_only: bool) -> Text:
 
     words = cell.text
     if ascii_only:
-        words = words.replace("–", "-").replace("−", "-").replace("∞", "inf")
+        words = words.replace("–", "-").replace("−", "-").replace("∞", "inf").replace("×", "x")
     text = Text(no_wrap=True)
     if bars and words:
         drawn = " " * bars if cell.share is None else bar(cell.share, bars, ascii_only=ascii_only)
