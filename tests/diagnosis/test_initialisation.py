@@ -198,12 +198,23 @@ def test_hooks_of_others_are_not_called_by_the_reference():
         model.register_forward_hook(lambda *_: heard.append(1))
         before = whole_state(model)
         found = reinitialised(model, seed=1)
-        assert "without the 1 hook registered on the model" in found.how
+        assert "without the 1 hook that others have put on the model" in found.how
         found.model(torch.arange(5)[None])
         assert not heard
         assert not changes(before, whole_state(model))
         model(torch.arange(5)[None])
         assert heard.pop() == 1
+
+
+def test_a_forward_that_others_have_replaced_is_not_that_of_the_reference():
+    model = llama()
+    forward = model.layers[0].mlp.forward
+    plain = reinitialised(llama(), seed=1).model
+    model.layers[0].mlp.forward = lambda x: 2 * forward(x)
+    found = reinitialised(model, seed=1)
+    assert "without the 1 replaced forward that others have put on the model" in found.how
+    ids = torch.arange(5)[None]
+    assert torch.equal(found.model(ids).last_hidden_state, plain(ids).last_hidden_state)
 
 
 def adapted(**options):

@@ -81,3 +81,18 @@ def test_a_constructor_that_fails_makes_no_reference(monkeypatch):
     model = moved(seeded(lambda: Research(Config())))
     monkeypatch.setattr(Research, "loads", {"no": "weights"})
     assert reinitialised(model, seed=7).model is None
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), Norm(8))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_class_without_arguments_makes_itself_again():
+    found = reinitialised(moved(seeded(Fixed)), seed=7)
+    assert found.how == "Fixed built anew by its constructor, seed 7."
+    assert alike(found.model, seeded(Fixed, 7))

@@ -223,7 +223,8 @@ def test_progress_says_what_is_run():
 def test_batch_norms_use_the_statistics_of_the_batch_where_the_model_does():
     body = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU()) for _ in range(4)))
     X = 3 + torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
-    running, _ = referenced(body.eval(), X)
+    running, notes = referenced(body.eval(), X)
+    assert any(note.startswith("at initialisation: no batch norm of this model has seen a batch") for note in notes)
     batch, _ = referenced(body.eval(), X, batch_statistics=True)
     assert by_place(running).keys() == by_place(batch).keys()
     assert by_place(running) != by_place(batch)

@@ -94,10 +94,14 @@ def _none(reason: str) -> Initialised:
 
 
 def _made(twin: nn.Module, model: nn.Module, how: str) -> Initialised:
-    hooked = sum(len(others(getattr(module, name))) for module in model.modules() for name in HOOKS)
-    if hooked:
-        how += f", without the {hooked} hook{'s' if hooked > 1 else ''} registered on the model"
-    return Initialised(twin.eval(), f"{how}.")
+    modules = list(model.modules())
+    found = {
+        "hook": sum(len(others(getattr(module, name))) for module in modules for name in HOOKS),
+        "replaced forward": sum("forward" in vars(module) and not hasattr(module, "_hf_hook") for module in modules),
+    }
+    left = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in found.items() if count]
+    without = f", without the {' and '.join(left)} that others have put on the model" if left else ""
+    return Initialised(twin.eval(), f"{how}{without}.")
 
 
 # ---------------------------------------------------------------- refusals

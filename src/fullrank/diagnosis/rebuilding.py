@@ -53,8 +53,8 @@ def rebuilt(model: nn.Module, device: torch.device, *, seed: int) -> tuple[nn.Mo
         return None
     if _structure(twin) != _structure(model) or not _drawn(_sums(twin), other):
         return None
-    named = f"its own arguments ({', '.join(arguments)})" if arguments else "its class"
-    return twin, f"{type(model).__name__} built anew from {named}"
+    named = f"from its own arguments ({', '.join(arguments)})" if arguments else "by its constructor"
+    return twin, f"{type(model).__name__} built anew {named}"
 
 
 def _arguments(model: nn.Module) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from fullrank.verbs.batches import Call
 from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record
 from fullrank.verbs.ranks import Ranks
+from fullrank.verbs.statistics import statistics_notes
 
 __all__ = ["reference_rows"]
 
@@ -86,6 +87,7 @@ def reference_rows(
                 backwards = Backwards(twin, probes=probes, seed=seed, first=first)
             said = record(twin, calls, own, observers, heard, together, backwards)
             of_weights = weight_rows(twin, own, seed=seed) if weights else []
+            said += statistics_notes(twin, batch_statistics=batch_statistics)
     except FullrankError as error:  # of a draw that does not run on this batch, which is no fault of the model's
         return [], [f"no reference at initialisation: {str(error).rstrip('.')}."]
     rows = [*(row for observer in together.merged(observers) for row in observer.rows()), *of_weights]
