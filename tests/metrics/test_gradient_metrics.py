@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import fullrank.metrics as metrics
 from fullrank.errors import BatchError
+from fullrank.metrics.gradients import from_squares
 from golden import assert_golden
 
 
@@ -193,3 +194,13 @@ def test_golden_exponents_of_gradients_in_width():
 
     assert_golden("mtg-gradient-exponent-vanilla", [slope(L, False) for L in (1, 2)])
     assert_golden("mtg-gradient-exponent-fix", [slope(L, True) for L in (1, 2)])
+
+
+def test_the_ratio_of_root_mean_squares_is_had_from_norms_and_sizes_alone():
+    four = [draw(*shape, seed=i) for i, shape in enumerate([(4, 2), (4, 3), (5, 2), (2, 2)])]
+    squares = [torch.tensor(naive_norm(G) ** 2, dtype=torch.float64) for G in four]
+    found = from_squares(squares, [8, 12, 10, 4])
+    assert float(found) ** 2 == pytest.approx(float((squares[0] + squares[1]) / 20 / ((squares[2] + squares[3]) / 14)))
+    assert_close(found, metrics.query_key_to_value_output(*four))
+    louder = [torch.stack([s, 4 * s]) for s in squares[:2]] + [s.expand(2) for s in squares[2:]]
+    assert_close(from_squares(louder, [8, 12, 10, 4]), torch.stack([found, 2 * found]))

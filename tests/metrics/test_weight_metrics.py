@@ -161,3 +161,16 @@ def test_values_collapse_onto_one_direction_in_the_first_stage_of_training_from_
     before, after, aligned = torch.tensor([first_stage(seed) for seed in range(8)]).mean(0).tolist()
     assert_golden("cond-stage1-alignment", aligned)
     assert_golden("cond-stage1-erank", [before, after])
+
+
+@pytest.mark.parametrize(("rows", "share"), [(32, 0.8), (64, 0.92), (2048, 0.998)])
+def test_the_null_effective_rank_is_four_fifths_of_a_square_and_nearly_all_of_a_long_matrix(rows, share):
+    W = draw(40, rows, 32)
+    for one in (W, W.mT):
+        assert float(metrics.weight_effective_rank(one).mean()) / 32 == pytest.approx(share, abs=0.015)
+    # of states the same law, and of squares of the singular values e^(−½) of a square
+    assert float(metrics.effective_rank(W).mean()) / 32 == pytest.approx(share, abs=0.015)
+    if rows == 32:
+        assert float(metrics.spectral_entropy_rank(W).mean()) / 32 == pytest.approx(math.exp(-0.5), abs=0.015)
+    if rows == 2048:
+        assert float(metrics.spectral_entropy_rank(W).mean()) / 32 > 0.98

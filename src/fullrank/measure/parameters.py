@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -16,6 +16,7 @@ from fullrank.capture.events import Backward, Event, ParameterGradient, Signal
 from fullrank.capture.weights import Weight, part_of, unreadable
 from fullrank.measure.probed import estimate
 from fullrank.measure.samples import Place
+from fullrank.metrics.gradients import from_squares
 from fullrank.table import Row
 
 __all__ = ["ParameterObserver"]
@@ -164,24 +165,11 @@ class ParameterObserver:
             four = [place._replace(part=f"{call}.{role}" if call else role) for role in _ROLES]
             if all(one in by_role for one in four):
                 where = place._replace(part=call or "self")
-                rows.append(
-                    self._row(
-                        where, "elasticity_ratio", _ratio, *(elasticities[one] for one in four), undefined=_NO_RATIO
-                    )
-                )
-                pooled = [sizes[one] for one in four]
-
-                def ratio(
-                    q: Tensor, k: Tensor, v: Tensor, o: Tensor, pooled: list[tuple[Tensor, int]] = pooled
-                ) -> Tensor:
-                    P_q, P_k, P_v, P_o = (entries for _, entries in pooled)
-                    return (((q + k) / (P_q + P_k)) / ((v + o) / (P_v + P_o))).sqrt()
-
-                rows.append(
-                    self._row(
-                        where, "query_key_to_value_output", ratio, *(size for size, _ in pooled), undefined=_NO_RATIO
-                    )
-                )
+                squares = [elasticities[one] for one in four]
+                rows.append(self._row(where, "elasticity_ratio", _ratio, *squares, undefined=_NO_RATIO))
+                ratio = _ratio_of_sizes([sizes[one][1] for one in four])
+                squares = [sizes[one][0] for one in four]
+                rows.append(self._row(where, "query_key_to_value_output", ratio, *squares, undefined=_NO_RATIO))
         return rows
 
     def _spread_row(self, stack: str, depth: int, gathered: Mapping[str, Tensor | None]) -> Row:
@@ -230,6 +218,10 @@ class _Part(NamedTuple):
 
 def _ratio(q: Tensor, k: Tensor, v: Tensor, o: Tensor) -> Tensor:
     return metrics.elasticity_ratio(q.sqrt(), k.sqrt(), v.sqrt(), o.sqrt())
+
+
+def _ratio_of_sizes(entries: Sequence[int]) -> Callable[..., Tensor]:
+    return lambda *squares: from_squares(squares, entries)
 
 
 def _squares(gradient: Tensor, held: _Tensor) -> list[Tensor]:

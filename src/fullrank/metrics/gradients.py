@@ -5,6 +5,8 @@ shape of the weight W for ∂W. All but `gradient_rms`, `gradient_norm` and `ela
 out of them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -17,6 +19,7 @@ __all__ = [
     "angle_exponent",
     "elasticity",
     "elasticity_ratio",
+    "from_squares",
     "gradient_exponent",
     "gradient_gain",
     "gradient_heterogeneity",
@@ -105,11 +108,20 @@ def query_key_to_value_output(
     2206.03126; gradient_heterogeneity, 2502.00213); default initialisations give .02 to .2 and train. Invariant to
     the scale of the loss. O(P).
     """
+    four = (G_q, G_k, G_v, G_o)
+    return from_squares([gradient_norm(G).square() for G in four], [G.numel() for G in four])
 
-    def mean_square(one: Tensor, other: Tensor) -> Tensor:
-        return (gradient_norm(one).square() + gradient_norm(other).square()) / (one.numel() + other.numel())
 
-    return (mean_square(G_q, G_k) / mean_square(G_v, G_o)).sqrt()
+def from_squares(squares: Sequence[Float[Tensor, "*batch"]], sizes: Sequence[int]) -> Float[Tensor, "*batch"]:
+    """`query_key_to_value_output` of gradients of which no more than the sizes is kept. O(1).
+
+    Args:
+        squares: ‖∂W‖² of W_Q, W_K, W_V and W_O.
+        sizes: P of each, the number of entries.
+    """
+    q, k, v, o = squares
+    P_q, P_k, P_v, P_o = sizes
+    return (((q + k) / (P_q + P_k)) / ((v + o) / (P_v + P_o))).sqrt()
 
 
 def gradient_heterogeneity(norms: Float[Tensor, "blocks"], sizes: Tensor) -> Float[Tensor, ""]:

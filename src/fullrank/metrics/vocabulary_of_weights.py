@@ -82,7 +82,7 @@ WEIGHTS: Final = (
         range=(1.0, math.inf),
         healthy="a good part of min(out, in)",
         collapsed="1: one direction holds all",
-        null="by simulation, .8 to .97 of min(out, in)",
+        null="by simulation, .8 (square) to nearly 1 (one side much longer) of min(out, in)",
         source="condensation (2510.06954)",
     ),
     _weight(

@@ -99,8 +99,8 @@ def weight_stable_rank(W: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*bat
 def weight_effective_rank(W: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]:
     """Exp H(σ/Σσ) of the singular values of W.
 
-    Range [1, min(out, in)]; null by simulation, .8 to .97 of min(out, in); 1 when one direction holds all. NaN for
-    zeros. O(out in min(out, in)).
+    Range [1, min(out, in)]; null by simulation, .8 of min(out, in) (square) to nearly all of it (one side much longer);
+    1 when one direction holds all. NaN for zeros. O(out in min(out, in)).
     """
     return weight_spectrum(singular_values(W))["weight_effective_rank"]
 
