@@ -22,6 +22,7 @@ _ZEROS = "the weight is zero, or has too few rows"
 _OTHER_STREAM = "it reads another stream than the one it writes to: its eigenvalues mean nothing"
 _LATENT = "queries, keys or values are not read from the stream itself but from what another weight made of it"
 _NO_HEADS = "which rows belong to which head is not known"
+_NOT_BACK = "its two weights do not lead from the stream back to it"
 
 Numbers = dict[str, tuple[float, bool]]
 """Metric to value and whether it is exact."""
@@ -137,6 +138,9 @@ def _circuit(
     if reason:
         return [Row(*place, metric, None, n=0, note=reason)]
     first, second = (per_head(model, four[role]) for role in pair)
+    shape = first[0].shape if pair[1] == "k" else first[0].shape[::-1]
+    if shape != second[0].shape:
+        return [Row(*place, metric, None, n=0, note=_NOT_BACK)]
     function = getattr(metrics, metric)
     note = f"without {', '.join(others)}" if (others := [n for role in pair for n in four[role].beside]) else ""
     rows = []
@@ -163,9 +167,6 @@ def _no_circuit(model: nn.Module, place: Place, four: Mapping[Role, Weight], pai
     counts = [len(four[role].heads) for role in pair]
     if not counts[0] or counts[0] != counts[1]:
         return _NO_HEADS
-    first, second = (per_head(model, four[role])[0].shape for role in pair)
-    if (first if pair[1] == "k" else first[::-1]) != second:
-        return "its two weights do not lead from the stream back to it"
     return ""
 
 
