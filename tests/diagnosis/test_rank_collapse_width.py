@@ -12,7 +12,7 @@ from fullrank.diagnosis.rank_collapse_width import FAILURE
 from fullrank.report.verdict import Effect, Severity
 
 METRIC = "contrast_gain"
-RANDOM, CHOOSING = [-0.5, -0.48], [-0.02, -0.5]
+RANDOM, CHOOSING, SLOW = [-0.5, -0.48], [-0.02, -0.5], [-0.2, -0.2]
 
 
 def look(exponents, **options):
@@ -59,10 +59,10 @@ def test_it_is_a_note_until_it_was_tested_and_gone_where_the_test_refutes_it():
     [
         ({1: RANDOM, 2: CHOOSING, 3: CHOOSING}, {}),  # one layer of three
         ({1: CHOOSING, 2: CHOOSING}, {}),  # in each layer one head chooses its keys
-        ({1: [-0.3, -0.3], 2: [-0.3, -0.3]}, {}),  # well above random attention
+        ({1: SLOW, 2: SLOW}, {}),  # well above random attention
         ({1: RANDOM, 2: RANDOM}, {"stderr": 0.2}),  # cannot be told from −1/4
         ({1: RANDOM, 2: RANDOM}, {"size": 1.5}),  # a third of the differences is left at the longest context
-        ({1: RANDOM, 2: RANDOM}, {"initial": {1: [-0.8] * 2, 2: [-0.8] * 2}}),  # training has changed it
+        ({1: SLOW, 2: SLOW}, {"initial": {1: RANDOM, 2: RANDOM}}),  # less than half of what it was
         ({1: RANDOM, 2: RANDOM}, {"weights": "fresh"}),  # every default initialisation
         ({1: RANDOM, 2: RANDOM}, {"weights": "unknown"}),
     ],
@@ -75,11 +75,13 @@ def test_it_is_clear_where_one_of_the_conditions_fails(exponents, options):
 
 
 def test_the_initialisation_is_the_reference_where_it_was_run_at_these_contexts():
-    (suspicion,) = look({1: RANDOM}, initial={1: [-0.55, -0.55]}).suspicions
+    """Beyond its width a network falls slower than the law even where it is fresh; what is trained no less."""
+    (suspicion,) = look({1: SLOW}, initial={1: [-0.27, -0.27]}).suspicions
     (comparison,) = suspicion.comparisons
     assert comparison.against == "initialisation"
-    assert comparison.expected == pytest.approx(-0.55)
-    assert "−0.55 at its own initialisation" in suspicion.claim
+    assert comparison.expected == pytest.approx(-0.27)
+    assert "−0.27 at its own initialisation" in suspicion.claim
+    assert look({1: [-0.05, -0.05]}, initial={1: [-0.02, -0.02]}).clear  # hardly falling is no collapse
 
 
 def test_a_head_counts_as_much_as_it_passes_on():

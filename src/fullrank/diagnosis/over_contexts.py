@@ -95,8 +95,9 @@ class Growth:
     def compared(self, exponent: Exponent, initial: float | None, null: float) -> Comparison:
         """The exponent beside that of the initialisation, or the null where the former was not run."""
         where = f"{self.stack} layer {self.layer}, exponent from {self.contexts[0]} to {self.contexts[-1]} tokens"
-        against, expected = ("null", null) if initial is None else ("initialisation", initial)
-        return Comparison(self.metric, where, exponent.value, exponent.stderr, against, expected)
+        if initial is None:
+            return Comparison(self.metric, where, exponent.value, exponent.stderr, "null", null)
+        return Comparison(self.metric, where, exponent.value, exponent.stderr, "initialisation", initial)
 
 
 def growths(evidence: Evidence, metric: str, *, least: float = 0.0) -> list[Growth]:

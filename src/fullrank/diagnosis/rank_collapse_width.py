@@ -36,30 +36,30 @@ def _look(evidence: Evidence) -> Looked:
             unchecked="no layer's attention was seen with its values at two lengths, of two sequences or more, above "
             "the floor."
         )
-    collapses = _as_no_longer_trained if evidence.weights == "trained" else _beyond_random
+    collapses = _like_random if evidence.weights == "trained" else _beyond_random
     suspicions = []
     for (stack, part), some in groupby(found, key=lambda one: (one.stack, one.part)):
         of_stack = list(some)
         fallen = [one for one in of_stack if collapses(one)]
         if len(fallen) >= threshold("rank-collapse-width.layers") * len(of_stack):
             suspicions.append(_suspicion(stack, part, fallen, trained=evidence.weights == "trained"))
-    exponents = span([one.together.value for one in found])
-    first = found[0].contexts
+    contexts = found[0].contexts
     clear = (
-        f"the part of the values that differs from token to token comes out like context^({exponents}) "
-        f"from {first[0]} to {first[-1]} tokens, layer by layer; at random like context^(−0.50)."
+        f"from {contexts[0]} to {contexts[-1]} tokens the differences between tokens that attention passes on go like "
+        f"context^({span([one.together.value for one in found])}), layer by layer; {_at_first(found)}."
     )
     return Looked(tuple(suspicions), clear=clear)
 
 
-def _as_no_longer_trained(one: Growth) -> bool:
+def _at_first(growths: Sequence[Growth]) -> str:
+    known = [value for one in growths if (value := one.together_at_first) is not None]
+    return f"{span(known)} at its own initialisation" if known else "−0.50 for random attention"
+
+
+def _like_random(one: Growth) -> bool:
     """Whether trained attention loses differences as fast as random attention does, and has few left."""
-    exponent, reference = one.together, _reference(one)
-    return (
-        exponent.high < threshold("rank-collapse-width.exponent")
-        and exponent.value <= threshold("rank-collapse-width.reference") * reference
-        and one.size(one.contexts[-1]) < threshold("rank-collapse-width.gain")
-    )
+    falls = one.together.high < threshold("rank-collapse-width.share") * _reference(one)
+    return falls and one.size(one.contexts[-1]) < threshold("rank-collapse-width.gain")
 
 
 def _beyond_random(one: Growth) -> bool:
@@ -70,23 +70,21 @@ def _beyond_random(one: Growth) -> bool:
 
 def _reference(one: Growth) -> float:
     first = one.together_at_first
-    return threshold("rank-collapse-width.random") if first is None else first
+    random, least = threshold("rank-collapse-width.random"), threshold("rank-collapse-width.least")
+    return random if first is None else min(first, least)
 
 
 def _suspicion(stack: str, part: str, fallen: Sequence[Growth], *, trained: bool) -> Suspicion:
     layers = tuple(one.layer for one in fallen)
     contexts = fallen[0].contexts
     exponents = span([one.together.value for one in fallen])
-    first = [one.together_at_first for one in fallen]
-    known = [value for value in first if value is not None]
-    there = f"{span(known)} at its own initialisation" if known else "−0.50 for random attention"
     last = max(one.size(contexts[-1]) for one in fallen)
     where = f"{stack} layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     attention = "attention" if part == "self" else f"{part} attention"
     claim = (
         f"In {attention} of {where} the differences between tokens shrink with the context while their mean comes "
-        f"through whole: like context^({exponents}) from {contexts[0]} to {contexts[-1]} tokens (against {there}), to "
-        f"at most {last:.2g} of what went in."
+        f"through whole: like context^({exponents}) from {contexts[0]} to {contexts[-1]} tokens (against "
+        f"{_at_first(fallen)}), to at most {last:.2g} of what went in."
     )
     mean = Intervention("mean-head", stack, layers[0], part=part, also=layers[1:])
     test = Test(mean, expects="no effect", limits=effect_limits())

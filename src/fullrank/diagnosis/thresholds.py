@@ -357,14 +357,8 @@ _ALL: Final = (
     Threshold(
         "query-key-starvation.elasticity_ratio",
         0.05,
-        "times the initialisation",
+        "times the initialisation, or an earlier layer of a fresh model",
         "a twentieth: (1 − ρ)² for tokens of cosine .78 where they were apart; sampling moves it by tens of percent",
-    ),
-    Threshold(
-        "query-key-starvation.gradient_ratio",
-        0.001,
-        "of the gradient of values and output",
-        "a fifteenth of the least that default initialisations give (.015 to .2)",
     ),
     Threshold(
         "query-key-starvation.epsilon",

@@ -1,0 +1,113 @@
+"""Failures over context, end to end: attention that averages planted in some layers of networks whose heads choose."""
+
+import functools
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+
+import fullrank
+from fullrank.capture import survey
+from fullrank.diagnosis import Evidence, context_dilution, diagnose, rank_collapse_width
+from fullrank.diagnosis.effects import Trials
+from fullrank.report.verdict import Severity
+from fullrank.verbs.batches import as_calls
+
+CONTEXTS = (16, 64)
+WIDTH, LAYERS = 256, 3  # more than the longest context: beyond its width a network falls slower
+FAILURES = [rank_collapse_width.FAILURE, context_dilution.FAILURE]
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32,
+         "vocab_size": 300, "max_position_embeddings": 80}  # fmt: skip
+
+
+def fresh(kind):
+    """The architecture at its default initialisation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "encoder":
+            return BertModel(BertConfig(**SIZES), add_pooling_layer=False).eval()
+        return LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=2, pad_token_id=None)).eval()
+
+
+@torch.no_grad()
+def choosing(kind, averaging=()):
+    """Queries and keys scaled until each query chooses a few keys, in all layers but those that average."""
+    model = fresh(kind)
+    for name, weight in model.named_parameters():
+        layer = next((int(part) + 1 for part in name.split(".") if part.isdecimal()), 0)
+        if layer and layer not in averaging and any(f"{part}.weight" in name for part in _QUERIES_AND_KEYS):
+            weight *= (4.0 / (WIDTH * 0.02**2)) ** 0.5  # logits of standard deviation 4
+        elif layer and any(f"{part}.weight" in name for part in _VALUES_AND_OUTPUTS):
+            weight *= 1 / (0.02 * WIDTH**0.5)  # what attention writes is as large as what it reads
+    return model
+
+
+_QUERIES_AND_KEYS = ("query", "key", "q_proj", "k_proj")
+_VALUES_AND_OUTPUTS = ("value", "v_proj", "attention.output.dense", "o_proj")
+
+
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    return {"input_ids": torch.randint(300, (8, CONTEXTS[-1]), generator=generator)}
+
+
+def examined(model):
+    return fullrank.examine(model, batch(), contexts=CONTEXTS, spectrum=False)
+
+
+@functools.cache
+def at_first(kind):
+    return examined(fresh(kind))
+
+
+@functools.cache
+def evidence(kind, averaging=()):
+    """Of such a network as trained, beside its initialisation at the same contexts."""
+    report = examined(choosing(kind, averaging))
+    rows = (*report.rows, *at_first(kind).rows.with_source("initialisation"))
+    return Evidence(rows, report.about, report.context_slopes, weights="trained")
+
+
+def trials(model):
+    calls = as_calls(model, batch())
+    return Trials(model, survey(model, lambda: calls[0].run(model)), calls)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_layers_that_average_at_every_length_are_named_and_heads_that_choose_are_not(kind):
+    averaging = (2, 3)
+    told = diagnose(evidence(kind, averaging), FAILURES)
+    assert [(one.name, one.layers, one.severity) for one in told.verdicts] == [
+        ("rank-collapse-width", averaging, Severity.NOTE),
+        ("context-dilution", averaging, Severity.NOTE),
+    ]
+    width, dilution = told.verdicts
+    assert all(one.value < -0.25 and one.against == "initialisation" for one in width.comparisons)
+    assert all(one.value > 0.95 and one.expected > 0.95 for one in dilution.comparisons)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_heads_that_choose_their_keys_are_clear(kind):
+    told = diagnose(evidence(kind), FAILURES)
+    assert told.verdicts == ()
+    assert {one.name for one in told.clear} == {one.name for one in FAILURES}
+
+
+def test_where_the_mean_alone_is_written_the_test_confirms_both():
+    averaging = (2, 3)
+    told = diagnose(evidence("encoder", averaging), FAILURES, tester=trials(choosing("encoder", averaging)))
+    assert [(one.name, one.severity) for one in told.verdicts] == [
+        ("rank-collapse-width", Severity.WARN),
+        ("context-dilution", Severity.WARN),
+    ]
+    for verdict in told.verdicts:
+        (effect,) = verdict.effects
+        assert effect.intervention == "layers 2, 3 replaced by the mean over tokens"
+        assert effect.high < 0.01
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_default_initialisation_gets_neither(kind):
+    told = diagnose(Evidence.of(at_first(kind), weights="fresh"), FAILURES)
+    assert told.verdicts == ()
+    assert [one.name for one in told.clear] == ["rank-collapse-width"]
