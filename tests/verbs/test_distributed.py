@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import fullrank
 from alike import differences, numbers
+from untouched import changes, everything, same
 
 SECONDS = 120  # after which processes that wait for each other are given up
 
@@ -77,39 +78,14 @@ def fsdp():
     return fully_shard(model)
 
 
-def state(model):
-    """What must be as it was, of this process's share."""
-    local = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
-    grads = [None if p.grad is None else getattr(p.grad, "_local_tensor", p.grad).clone() for p in model.parameters()]
-    return {
-        "kinds": [type(p).__name__ for p in model.parameters()],
-        "objects": [id(p) for p in model.parameters()],
-        "values": [p.detach().clone() for p in local],
-        "gradients": grads,
-        "buffers": [b.clone() for b in model.buffers()],
-        "training": [m.training for m in model.modules()],
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
-        "random": torch.get_rng_state(),
-    }
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
 def changed(build, rank):
     """What examining changes on a model in the middle of its training, and whether a step works after it."""
     model = build().train()
     ids = IDS[PARTS[rank]]
     model(ids).square().sum().backward()
-    before = state(model)
+    before = everything(model)
     fullrank.examine(model, ids, spectrum=False, gradients=True)
-    after = state(model)
-    found = [what for what in before if not same(before[what], after[what])]
+    found = changes(before, everything(model))
     again = build().train()
     for one in (model, again):  # both have had one backward before this one
         if one is again:
