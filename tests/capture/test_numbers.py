@@ -7,7 +7,6 @@ import copy
 import functools
 import math
 
-import numpy as np
 import pytest
 import torch
 from families import observed
@@ -20,6 +19,7 @@ from fullrank.capture import GradientState, ParameterGradient, Recorder, survey
 from fullrank.verbs.batches import as_calls
 from fullrank.verbs.gradients import forward_and_back
 from oracles import maps
+from oracles import states as oracle
 
 PAIRS = ("bart", "mt5", "pegasus", "t5", "whisper")
 ONE = (
@@ -147,21 +147,9 @@ def test_the_stream_has_the_numbers_that_plain_hooks_give(family):
         for layer, X in enumerate(of_stack):
             real = _real(family, stack, *X.shape[:2])
             for metric in ("rms", "similarity", "residual"):
-                each = [naive(x[kept].double().numpy())[metric] for x, kept in zip(X, real, strict=True)]
+                each = [getattr(oracle, metric)(x[kept].double()) for x, kept in zip(X, real, strict=True)]
                 measured = _value(family, metric=metric, stack=stack, layer=layer, site="stream", part="out")
                 assert measured == pytest.approx(sum(each) / len(each), rel=1e-4, abs=1e-4), (metric, stack, layer)
-
-
-def naive(X: np.ndarray) -> dict[str, float]:
-    """From the definitions: tokens that vanish have no direction, and enter no cosine."""
-    length = np.linalg.norm(X, axis=1)
-    E = X[length > 0] / length[length > 0, None]
-    cosines = [float(E[t] @ E[s]) for t in range(len(E)) for s in range(t)]
-    return {
-        "rms": float(np.sqrt(np.mean(X**2))),
-        "similarity": sum(cosines) / len(cosines),
-        "residual": float(np.linalg.norm(X - X.mean(0)) / np.linalg.norm(X)),
-    }
 
 
 class WithLoss(nn.Module):

@@ -9,7 +9,7 @@ import torch
 
 
 def _dot(x, y):
-    return sum(float(a) * float(b) for a, b in zip(x, y, strict=True))
+    return sum(a * b for a, b in zip(x.tolist(), y.tolist(), strict=True))
 
 
 def _norm(x):
