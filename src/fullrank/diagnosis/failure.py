@@ -136,5 +136,6 @@ class Failure:
             comparisons=suspicion.comparisons,
             effects=tuple(effect for effect in effects or () if effect is not None),
             refuted_by=self.refuted_by,
-            command=self.command.format(model=model),
+            # what was tested needs no test
+            command=f"fullrank explain {self.name}" if effects is not None else self.command.format(model=model),
         )

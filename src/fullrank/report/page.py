@@ -11,8 +11,10 @@ from fullrank.report.courses import courses
 from fullrank.report.embedded import embedded, script_safe
 from fullrank.report.glossary import term
 from fullrank.report.headlines import headlines
+from fullrank.report.opening import opening
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
+from fullrank.report.terminal_diagnosis import effect_words
 from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, model_title, number, row_notes, scope_words
 
@@ -41,6 +43,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
     series = series_of(reports, labels)
     data = embedded(reports, labels, series, of="report" if variants is None else "variant")
     data["series"] = None if variants is None else courses(variants)
+    data["openings"] = [opening(report) for report in reports]
     return _render(
         "page.html",
         title=_title(reports, labels, variants),
@@ -48,6 +51,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         reports=_overviews(reports, labels),
         scope_words=scope_words,
         number=number,
+        effect_words=effect_words,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
         css=Markup(_text("page.css")),
@@ -82,7 +86,8 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
                 "notes": [*map(str, report.about.get("notes") or []), *remarks(report.rows)],
                 "row_notes": row_notes(report.rows),
                 "tables": tables,
-                "verdicts": report.verdicts,
+                "diagnosis": report.diagnosis,
+                "opening": opening(report) is not None,
                 "rows": len(report.rows),
                 "trends": steepest(report.context_slopes, report.rows),
                 "counted": counted(report.context_slopes),

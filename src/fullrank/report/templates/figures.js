@@ -116,6 +116,22 @@ function chooser(panel, source, plot, after = () => {}) {
   return show;
 }
 
+/* ------------------------------------------------------------ overview */
+
+function showOpenings() {
+  DATA.openings.forEach((one, index) => {
+    for (const [name, said] of [["depth", "share of the stream particular to a token, over depth"], ["heads", "every head by entropy and selectivity"]]) {
+      const element = byId(`opening-${name}-${index}`);
+      if (!element) continue;
+      element.closest("figure").hidden = !one[name];
+      if (!one[name] || !element.offsetParent) continue;
+      element.setAttribute("role", "figure");
+      element.setAttribute("aria-label", said);
+      draw(element, one[name]);
+    }
+  });
+}
+
 /* ------------------------------------------------------------ depth */
 
 const sparks = document.querySelector(".sparks");

@@ -1,6 +1,7 @@
 /* Sections as tabs; a figure is drawn when its section is first seen. */
 
 const openings = {
+  overview: () => showOpenings(),
   series: () => showCourse(),
   depth: () => DATA.profiles.first && showProfile(),
   heads: () => DATA.maps.first && showMap(),
@@ -36,6 +37,7 @@ tabs.forEach((tab, index) => {
     if (step) open(tabs[(index + step + tabs.length) % tabs.length].getAttribute("aria-controls"), true);
   });
 });
+document.querySelectorAll("details.variant").forEach((one) => one.addEventListener("toggle", () => showOpenings()));
 window.addEventListener("hashchange", () => open(asked()));
 open(asked());
 
