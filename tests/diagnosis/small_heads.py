@@ -1,5 +1,7 @@
 """A small model whose heads can be set by hand: tokens and one-hot positions, attention on the plain kernel."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -98,16 +100,27 @@ def batch(*, labels=False):
     return {"ids": ids, "labels": ids.roll(-1, 1)} if labels else {"ids": ids}
 
 
-def evidence_of(model, *, reference=None, weights="trained", gradients=False, of_weights=False, **known):
+def examined(model, *, gradients, weights):
+    return fullrank.examine(
+        model,
+        batch(labels=gradients),
+        spectrum=False,
+        gradients=gradients,
+        weights=weights,
+        reference=False,
+        blocks="blocks",
+    )
+
+
+@functools.cache
+def initial_rows(causal, gradients, weights):
+    """Of the same architecture under another seed."""
+    rows = examined(small(seed=1, causal=causal), gradients=gradients, weights=weights).rows
+    return tuple(rows.with_source("initialisation"))
+
+
+def evidence_of(model, *, referenced=True, weights="trained", gradients=False, of_weights=False, **known):
     """What examine says of a model, beside what it says of another as its initialisation."""
-
-    def examined(one):
-        return fullrank.examine(
-            one, batch(labels=gradients), spectrum=False, gradients=gradients, weights=of_weights, blocks="blocks"
-        )
-
-    report = examined(model)
-    all_rows = list(report.rows)
-    if reference is not None:
-        all_rows += examined(reference).rows.with_source("initialisation").rows
-    return Evidence(tuple(all_rows), report.about, weights=weights, **known)
+    report = examined(model, gradients=gradients, weights=of_weights)
+    beside = initial_rows(model.blocks[0].causal, gradients, of_weights) if referenced else ()
+    return Evidence((*report.rows, *beside), report.about, weights=weights, **known)

@@ -91,11 +91,11 @@ def test_a_model_whose_queries_vanished_is_found_at_those_layers(causal):
         for block in model.blocks[1:]:
             block.q.weight.zero_()
             block.q.bias.zero_()
-    (suspicion,) = FAILURE.look(evidence_of(model, reference=small(seed=1, causal=causal))).suspicions
+    (suspicion,) = FAILURE.look(evidence_of(model)).suspicions
     assert suspicion.layers == (2, 3)
     assert len(suspicion.heads) == 8
     healthy = small(causal=causal)
     with torch.no_grad():
         for block in healthy.blocks:
             block.q.weight *= 6
-    assert FAILURE.look(evidence_of(healthy, reference=small(seed=1, causal=causal))).clear
+    assert FAILURE.look(evidence_of(healthy)).clear

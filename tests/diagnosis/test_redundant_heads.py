@@ -76,8 +76,8 @@ def test_a_head_copied_over_another_is_found_in_its_layer(causal):
     copy_head(model.blocks[1], 0, 2)
     with torch.no_grad():
         model.blocks[1].o.weight[:, :16] *= 3  # up to size
-    seen = evidence_of(model, reference=small(seed=1, causal=causal), of_weights=True)
+    seen = evidence_of(model, of_weights=True)
     (suspicion,) = FAILURE.look(seen).suspicions
     assert suspicion.heads == ((2, 0), (2, 2))
-    healthy = evidence_of(small(causal=causal), reference=small(seed=1, causal=causal), of_weights=True)
+    healthy = evidence_of(small(causal=causal), of_weights=True)
     assert FAILURE.look(healthy).clear

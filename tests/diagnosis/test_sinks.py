@@ -133,10 +133,10 @@ def resting(position, *, causal):
 
 
 def test_a_model_without_its_beginning_whose_heads_rest_on_content_is_found_at_those_heads():
-    seen = evidence_of(resting(0, causal=True), reference=small(seed=1, causal=True), bos=False)
+    seen = evidence_of(resting(0, causal=True), bos=False)
     (suspicion,) = FAILURE.look(seen).suspicions
     assert (suspicion.severity, suspicion.heads) == (Severity.WARN, ((2, 2), (3, 2)))
-    with_bos = evidence_of(resting(0, causal=True), reference=small(seed=1, causal=True), bos=True)
+    with_bos = evidence_of(resting(0, causal=True), bos=True)
     assert FAILURE.look(with_bos).suspicions[0].severity is Severity.NOTE
 
 
@@ -153,5 +153,5 @@ def test_a_sink_whose_state_half_precision_cannot_hold_is_found_beside_it():
     sink, massive = FAILURE.look(seen).suspicions
     assert {(2, 2), (3, 2)} <= set(sink.heads)
     assert massive.severity is Severity.WARN
-    assert massive.comparisons[-1].value == pytest.approx(300_000, rel=0.01)
+    assert massive.comparisons[-1].value == pytest.approx(300_000, rel=0.05)
     assert "Massive" not in str(FAILURE.look(evidence_of(model, bos=True)).suspicions)

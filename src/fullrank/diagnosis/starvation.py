@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion
 from fullrank.diagnosis.kinds import PART, below
@@ -50,7 +48,7 @@ def _starved(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> Suspicio
     """Layers whose queries and keys have a far smaller say in the loss than at initialisation."""
     referenced = evidence.weights != "fresh" and any(evidence.initial(row) is not None for row in ratios.values())
     if not referenced:
-        return _starved_alone(evidence, stack, set(ratios))
+        return _starved_alone(stack, ratios)
     limit = threshold(f"{NAME}.elasticity_ratio")
     found = {
         layer: row
@@ -79,23 +77,46 @@ def _starved(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> Suspicio
     )
 
 
-def _starved_alone(evidence: Evidence, stack: str, layers: Iterable[int]) -> Suspicion | None:
-    """Without an initialisation to compare with: gradients far below those of every default initialisation."""
-    rows = evidence.course("query_key_to_value_output", stack, site="gradient", part=PART)
-    limit = threshold(f"{NAME}.gradient_ratio")
-    found = {layer: rows[layer] for layer in layers if layer in rows and below(rows[layer], limit)}
-    if not found:
+def _starved_alone(stack: str, ratios: dict[int, Row]) -> Suspicion | None:
+    """Without an initialisation to compare with: layers that fall far behind an earlier one of the same model.
+
+    How large the ratio is at the first layer depends on the size and the shape of the weights alone, and is no matter
+    of health; that it falls over depth is one of the signal.
+
+    Args:
+        stack: of the model.
+        ratios: `elasticity_ratio` by layer.
+
+    Returns:
+        A note, or None.
+    """
+    limit = threshold(f"{NAME}.elasticity_ratio")
+    found: dict[int, float] = {}
+    best: Row | None = None
+    for layer, row in sorted(ratios.items()):
+        usual = 0.0 if best is None else float(best.value or 0) - 2 * (best.stderr or 0.0)
+        if below(row, limit * usual):
+            found[layer] = usual
+        if best is None or float(row.value or 0) > float(best.value or 0):
+            best = row
+    if not found or best is None:
         return None
-    most = max(found.values(), key=lambda row: float(row.value or 0))
+    most = max((ratios[layer] for layer in found), key=lambda row: float(row.value or 0))
     claim = (
-        f"Gradients of queries and keys of {stack} {layer_words(found)} are at most {number(most.value)} of those of "
-        f"values and output; default initialisations give .015 to .2."
+        f"Queries and keys of {stack} {layer_words(found)} have {number(most.value)} of the say in the loss that "
+        f"values and output have, or less; those of layer {best.layer} have {number(best.value)}."
     )
-    compared = (
-        Comparison(row.metric, f"{stack} layer {n}", float(row.value or 0), row.stderr, "threshold", limit)
-        for n, row in found.items()
+    return Suspicion(
+        claim=claim,
+        stack=stack,
+        severity=Severity.NOTE,
+        layers=tuple(found),
+        comparisons=tuple(
+            Comparison("elasticity_ratio", f"{stack} layer {layer}", float(row.value or 0), row.stderr)
+            for layer, row in ratios.items()
+            if layer in found or layer == best.layer
+        ),
     )
-    return Suspicion(claim=claim, stack=stack, severity=Severity.NOTE, layers=tuple(found), comparisons=tuple(compared))
 
 
 def _outstepped(evidence: Evidence, stack: str, floor: set[int]) -> Suspicion | None:
@@ -188,13 +209,11 @@ def _clear(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> list[str]:
             f"{stack}: the say of queries and keys beside values and output is {number(ratios[layer].value)} or more, "
             f"{number(referenced[layer])} times that of the initialisation at the least (layer {layer})"
         ]
-    rows = evidence.course("query_key_to_value_output", stack, site="gradient", part=PART)
-    rows = {layer: row for layer, row in rows.items() if layer in ratios}
-    if rows:
-        layer = min(rows, key=lambda layer: float(rows[layer].value or 0))
+    if ratios:
+        layer = min(ratios, key=lambda layer: float(ratios[layer].value or 0))
         return [
-            f"{stack}: gradients of queries and keys are {number(rows[layer].value)} of those of values and output or "
-            f"more (layer {layer})"
+            f"{stack}: the say of queries and keys beside values and output is {number(ratios[layer].value)} or more, "
+            f"and does not fall over depth (least at layer {layer})"
         ]
     changes = {role: _changes(evidence, stack, role) for role in ("q", "k")}
     if evidence.weights == "trained" and all(changes.values()):
