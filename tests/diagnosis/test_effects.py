@@ -14,6 +14,7 @@ from plain import PlainGPT
 from scipy import stats
 from torch import Tensor, nn
 
+from fullrank.capture import survey
 from fullrank.diagnosis import Evidence, Failure, Looked, Suspicion, Test, diagnose
 from fullrank.diagnosis.effects import Trials, paired
 from fullrank.diagnosis.intervention import Intervention
@@ -193,11 +194,8 @@ class TestState:
         other.load_state_dict(model.state_dict())
         swapped = Patient(other, {"src": states.transpose(0, 1)}, "layers", "encoder")
 
-        class First(Ward):
-            sequences = 4
-
         skip = Intervention("skip-block", "encoder", 2)
-        one = Trials(patient.model, patient.anatomy(), [First(patient.batch)]).effect(skip)
+        one = Trials(patient.model, patient.anatomy(), [Ward(patient.batch)]).effect(skip)
         two = Trials(other, swapped.anatomy(), [Ward(swapped.batch)]).effect(skip)
         assert one.n == 4
         assert numbers(one) == pytest.approx(numbers(two))
@@ -287,6 +285,29 @@ def test_what_a_model_draws_is_the_same_in_every_run():
     trials = Trials(patient.model, found, [whole.part(0, 2), whole.part(2, 3)])
     assert numbers(trials.effect(Intervention("mask-sink", "decoder", 2, position=8))) == (0.0, 0.0, 0.0)
     assert changes(before, everything(patient.model)) == []
+
+
+class Towers(PlainGPT):
+    """Two stacks, of which one is computed for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = nn.ModuleList(type(block)(32, 4, fused=True, causal=False) for block in self.h)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        y = self.wte(ids)
+        for block in self.aside:
+            y = block(y)
+        return {"logits": super().forward(ids), "aside": y}
+
+
+def test_no_effect_says_nothing_where_the_outcome_does_not_depend_on_the_stack():
+    patient = admit(lambda: Patient(Towers(), {"ids": ids()}, "h", "decoder"))
+    found = survey(patient.model, lambda: patient.model(**patient.batch))
+    trials = Trials(patient.model, found, [Ward(patient.batch)])
+    said = trials.effect(Intervention("skip-block", "encoder", 2))
+    assert said == "the model's output distribution does not depend on the stack encoder."
+    assert trials.effect(SKIP).change > 0
 
 
 class TestRuns:

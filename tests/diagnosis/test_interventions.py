@@ -237,3 +237,26 @@ def test_a_map_that_the_call_does_not_show_is_not_deflated(generator):
     capped = 2 * torch.tanh(scores / 2)
     with pytest.raises(EditError, match=r"the map of h\.0\.attn cannot be deflated"):
         deflated(call, capped.softmax(-1) @ V, (None, None))
+
+
+class Pooled(nn.Module):
+    """Fewer keys than queries: every second token is attended to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.num_heads = nn.Linear(32, 96), 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k[:, :, ::2], v[:, :, ::2])
+        return x + y.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("kind", "position", "heads"), HEADS)
+def test_pooled_keys_are_no_ones_own(kind, position, heads, monkeypatch):
+    x = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(1)).double()
+    patient = admit(lambda: Patient(nn.Sequential(*(Pooled() for _ in range(3))), {"input": x}, "", "encoder"))
+    edited = intervened(patient, patient.anatomy(), Intervention(kind, "encoder", 2, heads=heads, position=position))
+    twin = Twin(kind, 1, heads, None, position=position, cross=True)
+    assert differ(patient, edited, attended(patient, monkeypatch, twin)) < 1e-9
+    assert differ(patient, edited, attended(patient, monkeypatch, Twin("none", 0, (), None))) > 1e-4

@@ -16,7 +16,7 @@ __all__ = ["by_document", "real_outputs"]
 def by_document(tensor: Tensor, sequences: int, anatomy: Anatomy) -> Tensor:
     """An output as (documents, tokens, width); one document where it is not known how sequences come apart."""
     layout = anatomy.stacks[-1].layout
-    if tensor.ndim == 3 and layout.tokens_first and tensor.shape[1] == sequences:
+    if tensor.ndim == 3 and layout.tokens_first and tensor.shape[0] != sequences == tensor.shape[1]:
         return tensor.transpose(0, 1)
     if tensor.shape[0] != sequences:
         return tensor.reshape(1, -1, tensor.shape[-1])

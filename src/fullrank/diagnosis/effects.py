@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from fullrank.diagnosis.final_states import States
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.interventions import apply
 from fullrank.diagnosis.outcomes import Losses, Measured, Unmeasured, outcome_of
+from fullrank.edit import Edit, replace_stream
 from fullrank.errors import EditError
 from fullrank.report.verdict import Effect, Outcome
 
 __all__ = ["Batch", "Trials", "paired"]
 
 _LEVEL = 0.95
+_WORDS: Final = {"loss": "loss", "distribution": "output distribution", "state": "final state"}
 
 
 class Batch(Protocol):
@@ -84,15 +86,16 @@ class Trials:
         self._model, self._anatomy = model, anatomy
         self._undisturbed = partial(undisturbed, model, batch_statistics=batch_statistics)
         self._known: dict[Intervention, Effect | str] = {}
+        self._reached: dict[str, bool] = {}
         self._refused = ""
         with self._undisturbed():
             self._draws = _Draws(model)
-            first = batches[0].run(model)
-            apart = _apart(batches)
+            first, sequences = self._unchanged(batches[0])
+            apart = _apart(batches) if sequences == batches[0].sequences else list(batches)
             outcome = outcome_of(first, anatomy, apart=len(apart) > 1)
             self._measured = _measured(outcome, anatomy, memory // len(batches))
             self._runs = apart if self._measured.apart else list(batches)
-            self._see(first if self._runs[0] is batches[0] else None)
+            self._see((first, sequences) if self._runs[0] is batches[0] else None)
 
     @property
     def outcome(self) -> Outcome:
@@ -120,35 +123,41 @@ class Trials:
             self._known[intervention] = self._tried(intervention)
         return self._known[intervention]
 
-    def _see(self, first: Any) -> None:
-        """Take in the unchanged runs; `first` is what the first of them returned, where that is known."""
-        measured = self._measured
+    def _unchanged(self, run: Batch) -> tuple[Any, int]:
+        """What the model returns, and how many sequences it was given, whatever axis they are on."""
+        stack, seen = self._anatomy.stacks[-1], [run.sequences]
+        if not stack.layout.tokens_first:
+            return self._draws.again(run.run, self._model), run.sequences
+
+        def look(X: Tensor) -> Tensor:
+            seen.append(X.shape[0])
+            return X
+
+        with replace_stream(self._model, self._anatomy, look, stack=stack.name, layer=0):
+            return self._draws.again(run.run, self._model), seen[-1]
+
+    def _see(self, first: tuple[Any, int] | None) -> None:
+        """Take in the unchanged runs; `first` is what came of the first of them, where that is known."""
         try:
             for index, run in enumerate(self._runs):
-                output = first if index == 0 and first is not None else self._draws.again(run.run, self._model)
-                measured.see(output, run.sequences, run.real)
+                output, sequences = first if index == 0 and first is not None else self._unchanged(run)
+                self._measured.see(output, sequences, run.real)
         except Unmeasured as reason:
             self._refused = str(reason)
             return
-        if measured.documents < 2:
+        if self._measured.documents < 2:
             self._refused = "one document: at least two are needed to say how sure an effect is."
 
     def _tried(self, intervention: Intervention) -> Effect | str:
-        changes = []
-        try:
-            with self._undisturbed():
-                for index, run in enumerate(self._runs):
-                    edit = apply(
-                        self._model, self._anatomy, intervention, real=run.real, packed=run.documents is not None
-                    )
-                    if isinstance(edit, str):
-                        return edit
-                    with edit:
-                        output = self._draws.again(run.run, self._model)
-                    changes.append(self._measured.changes(index, output))
-        except (EditError, Unmeasured) as reason:
-            return str(reason)
-        values = torch.cat(changes).tolist()
+        def put(run: Batch) -> Edit | str:
+            packed = run.documents is not None
+            return apply(self._model, self._anatomy, intervention, real=run.real, packed=packed)
+
+        values = self._changes(put)
+        if isinstance(values, str):
+            return values
+        if not any(values) and not self._reaches(intervention.stack):
+            return f"the model's {_WORDS[self.outcome]} does not depend on the stack {intervention.stack}."
         if not all(map(math.isfinite, values)):
             return "the changed model's output is not finite."
         change, low, high = paired(values)
@@ -161,6 +170,34 @@ class Trials:
             n=len(values),
             baseline=self._measured.baseline,
         )
+
+    def _changes(self, put: Callable[[Batch], Edit | str]) -> list[float] | str:
+        """One number for each document, with an edit in force; or why there are none."""
+        changes = []
+        try:
+            with self._undisturbed():
+                for index, run in enumerate(self._runs):
+                    edit = put(run)
+                    if isinstance(edit, str):
+                        return edit
+                    with edit:
+                        output = self._draws.again(run.run, self._model)
+                    changes.append(self._measured.changes(index, output))
+        except (EditError, Unmeasured) as reason:
+            return str(reason)
+        return torch.cat(changes).tolist()
+
+    def _reaches(self, stack: str) -> bool:
+        """Whether anything changes where the last state of a stack is put to zero: else no effect means nothing."""
+        if stack not in self._reached:
+            found = next(one for one in self._anatomy.stacks if one.name == stack)
+
+            def put(run: Batch) -> Edit:
+                return replace_stream(self._model, self._anatomy, 0.0, stack=stack, layer=len(found.paths))
+
+            values = self._changes(put)
+            self._reached[stack] = isinstance(values, str) or any(values)
+        return self._reached[stack]
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float, float]:

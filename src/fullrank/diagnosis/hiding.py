@@ -12,14 +12,16 @@ from fullrank.edit import Call
 __all__ = ["hidden_keys", "hide"]
 
 
-def hidden_keys(call: Call, real: Tensor | None, position: int, *, own: bool) -> Tensor:
+def hidden_keys(call: Call, real: Tensor | None, position: int, *, same: bool, causal: bool) -> Tensor:
     """Which pairs of a call are to be hidden from each other.
 
     Args:
         call: as it is made.
         real: (batch, keys), which keys are real; None for all.
         position: the key, counted over real keys from 0.
-        own: whether queries and keys are the same tokens, the last query the last key: a token keeps its own key.
+        same: whether queries and keys are the same tokens: then a token keeps its own key. Where there are fewer
+            queries than keys they are the last ones in a causal call, and not the same tokens otherwise (pooled).
+        causal: whether the stack never looks ahead.
 
     Returns:
         (batch | 1, heads | 1, queries, keys) bool: True at the key for every query that sees it, is not that of its
@@ -31,7 +33,7 @@ def hidden_keys(call: Call, real: Tensor | None, position: int, *, own: bool) ->
     else:
         chosen = real & (real.cumsum(-1) == position + 1)
     hidden = chosen[:, None, None]
-    if own:
+    if same and (call.queries == keys or (causal and call.queries < keys)):
         places = torch.arange(keys, device=device)
         hidden = hidden & (places != places[keys - call.queries :, None])
     visible = call.visible()

@@ -116,7 +116,8 @@ def _mask_sink(
 ) -> Edit:
     def before(call: Call) -> Call:
         _, keys = _real_in(call, anatomy, stack, told)
-        hidden = hidden_keys(call, keys, how.position, own=not call.place.part.startswith("cross"))
+        same = not call.place.part.startswith("cross")
+        hidden = hidden_keys(call, keys, how.position, same=same, causal=stack.causal)
         return hide(call, hidden, _checked(how.heads, call))
 
     return rewrite_attention(model, anatomy, before=before, stack=stack.name, layer=layer, part=how.part)
