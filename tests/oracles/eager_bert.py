@@ -117,6 +117,7 @@ def head_numbers(A, S, V):
         "log_context_gauge": (std / math.sqrt(math.log(T))).mean(),
         "max_logit": S.max(),
         "branch_energy": (((A - U) @ V) ** 2).sum() / ((A @ V) ** 2).sum(),
+        "contrast_gain": math.sqrt((A @ V).var(0).sum() / V.var(0).sum()),
         "attention_s1": s[0],
         "attention_s2": s[1],
         "outlier_share": s[0] ** 2 / (A**2).sum(),

@@ -113,6 +113,7 @@ def row_numbers(A, V, rows):
         "selectivity": np.mean(divergence),
         "sink_mass": c.max(),
         "branch_energy": above / below,
+        "contrast_gain": math.sqrt((A @ V)[kept].var(0).sum() / V.var(0).sum()),
     }
 
 

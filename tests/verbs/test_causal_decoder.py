@@ -17,7 +17,7 @@ CONTINUOUS = {
     *("rms", "similarity", "residual", "stable_rank", "centered_stable_rank"),
     *("shared_energy", "sequence_energy", "token_energy"),
     *("entropy", "normalized_entropy", "inverse_participation", "selectivity", "sink_mass", "branch_energy"),
-    *("attention_s1", "attention_s2", "uniform_distance", "smoothing_gain"),
+    *("contrast_gain", "attention_s1", "attention_s2", "uniform_distance", "smoothing_gain"),
 }
 SIDES = pytest.mark.parametrize("side", [None, "left", "right"])
 
