@@ -11,7 +11,7 @@ from fullrank.report.verdict import Severity
 
 ON_CONTENT = {"entropy": 0.005, "selectivity": 0.01, "sink_mass": 0.98, "sink_position": 9.0, "logit_std": 120.0}
 SCATTERED = {"entropy": 0.01, "selectivity": 2.8, "sink_mass": 0.2, "sink_position": 9.0, "logit_std": 120.0}
-POINTER = {"entropy": 0.001, "selectivity": 4.1, "sink_mass": 0.02, "logit_std": 120.0}
+POINTER = {"entropy": 0.001, "selectivity": 4.1, "sink_mass": 0.02, "logit_std": 60.0}
 WHOLE_LAYER = [(3, index) for index in range(4)]
 
 
@@ -69,7 +69,13 @@ def test_a_head_without_entropy_that_points_each_query_to_its_own_key_is_healthy
 
 
 def test_a_head_that_rests_on_the_first_token_is_a_sink_and_no_collapse():
-    assert FAILURE.look(with_heads(ON_CONTENT | {"sink_position": 0.0}, *WHOLE_LAYER)).clear
+    resting = ON_CONTENT | {"sink_position": 0.0, "logit_std": 60.0}
+    assert FAILURE.look(with_heads(resting, *WHOLE_LAYER)).clear
+
+
+def test_logits_that_no_training_takes_back_are_a_warning_whatever_the_heads_point_to():
+    (suspicion,) = FAILURE.look(with_heads(POINTER | {"logit_std": 400.0}, *WHOLE_LAYER)).suspicions
+    assert (suspicion.severity, suspicion.layers) == (Severity.WARN, (3,))
 
 
 def test_a_head_that_rests_on_a_delimiter_with_moderate_logits_is_no_collapse():
@@ -143,6 +149,8 @@ def test_a_pointer_with_large_logits_is_clear_where_all_keys_are_seen():
     seen = evidence_of(model)
     assert max(row.value for row in seen.heads("logit_std", "encoder").values()) > 40
     assert FAILURE.look(seen).clear
+    point_to_the_previous(model.blocks[0], 1, strength=40.0)
+    assert FAILURE.look(evidence_of(model)).suspicions[0].heads == ((1, 1),)
 
 
 def test_frozen_queries_are_found_by_their_gradients_alone():

@@ -55,6 +55,7 @@ def test_without_another_initialisation_layers_are_held_against_earlier_ones(kno
     assert (suspicion.severity, suspicion.layers) == (Severity.NOTE, (3, 4))
     assert [one.value for one in suspicion.comparisons] == [2e-3, 5e-5, 1e-6]
     assert FAILURE.look(seen({1: 1e-6, 2: 2e-3, 3: 2e-3, 4: 3e-4})).clear  # small at first, as tiny embeddings make it
+    assert FAILURE.look(seen({1: 6e-13, 2: 6e-13, 3: 0.0, 4: 0.0})).clear  # rounding beside nothing
 
 
 def test_layers_that_read_rounding_errors_are_left_out_and_said():

@@ -54,8 +54,8 @@ def _starved(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> Suspicio
         layer: row
         for layer, row in ratios.items()
         if (initial := evidence.initial(row)) is not None
-        and initial.value
-        and below(row, limit * (initial.value - 2 * (initial.stderr or 0.0)))
+        and (initial.value or 0.0) > threshold(f"{NAME}.resolved")
+        and below(row, limit * ((initial.value or 0.0) - 2 * (initial.stderr or 0.0)))
     }
     if not found:
         return None
@@ -95,7 +95,7 @@ def _starved_alone(stack: str, ratios: dict[int, Row]) -> Suspicion | None:
     best: Row | None = None
     for layer, row in sorted(ratios.items()):
         usual = 0.0 if best is None else float(best.value or 0) - 2 * (best.stderr or 0.0)
-        if below(row, limit * usual):
+        if usual > threshold(f"{NAME}.resolved") and below(row, limit * usual):
             found[layer] = usual
         if best is None or float(row.value or 0) > float(best.value or 0):
             best = row

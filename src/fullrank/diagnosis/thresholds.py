@@ -288,11 +288,18 @@ _ALL: Final = (
     ),
     Threshold(
         "entropy-collapse.logit_std",
-        40,
+        30,
         "logits",
-        "the largest of 64 Gaussian logits of that size is some 100 above the mean, where QK-Clip acts "
-        "(oversmoothing_fixes), and the softmax is one key to float32's last digit; the pretrained encoder's heads "
-        "have .6 to 5, its pointer to one token 20",
+        "the largest of 64 Gaussian logits of that size is some 70 above the mean, near where QK-Clip acts "
+        "(oversmoothing_fixes), and sixteen keys are left with an entropy of .05; the pretrained encoder's heads have "
+        ".6 to 5, its pointer to one token 20",
+    ),
+    Threshold(
+        "entropy-collapse.whatever",
+        100,
+        "logits",
+        "for pointers and heads that rest on the first token as well: the one key leads by 400 of sixteen and by 800 "
+        "of sixty-four, which no step of training takes back; a healthy pointer leads by ten to a few tens",
     ),
     Threshold(
         "entropy-collapse.rise",
@@ -359,6 +366,12 @@ _ALL: Final = (
         0.05,
         "times the initialisation, or an earlier layer of a fresh model",
         "a twentieth: (1 − ρ)² for tokens of cosine .78 where they were apart; sampling moves it by tens of percent",
+    ),
+    Threshold(
+        "query-key-starvation.resolved",
+        1e-6,
+        "ratio of elasticities",
+        "float32's rounding: below it even a healthy ratio cannot be told from 0, and nothing is compared with it",
     ),
     Threshold(
         "query-key-starvation.epsilon",
