@@ -73,7 +73,7 @@ def test_embeddings_much_smaller_than_what_blocks_write_are_no_fault_of_fresh_we
 
 
 def test_a_stream_that_begins_at_nothing_is_read_from_the_first_block_on():
-    assert not found(sizes(0.0, 0.9, 0.9, 1.0), weights="fresh")
+    assert not found(sizes(0.0, 0.9, 0.9, 1.0), gains(0.0, 0.1, 0.9, 1.0), weights="fresh")
     assert found(sizes(0.0, 1.0, 1e4, 1e4), weights="fresh")[0].layers == (2,)
 
 

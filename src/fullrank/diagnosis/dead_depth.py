@@ -81,10 +81,18 @@ def _suspected(
     """One of each run of blocks, or one of all of them where they are a good part of the stack."""
     many = len(dead) >= threshold("dead-depth.blocks") * depth
     severity = Severity.FAIL if many else Severity.WARN
+    if evidence.weights == "unknown" and not all(_wrote_once(evidence, stack, block) for block in dead):
+        severity = Severity.NOTE  # weights that may be fresh, in blocks that may be meant to begin with nothing
     return [
         _suspicion(evidence, stack, change, blocks, depth, severity)
         for blocks in ([tuple(dead)] if many else runs(dead))
     ]
+
+
+def _wrote_once(evidence: Evidence, stack: str, block: int) -> bool:
+    """Whether the block changes the stream at initialisation."""
+    row = _course(evidence, "update_share", stack, source="initialisation").get(block)
+    return row is not None and (row.value or 0.0) > _limit()
 
 
 def _suspicion(

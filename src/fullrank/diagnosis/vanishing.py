@@ -89,7 +89,7 @@ def _suspicion(evidence: Evidence, stack: str, what: str, profile: _Profile) -> 
         severity = Severity.NOTE
     row = profile.rows[profile.farthest]
     assert row.value is not None
-    against = "initialisation" if profile.referenced else "null"
+    against: Against = "initialisation" if profile.referenced else "null"
     where = f"{stack} layer {row.layer}"
     blocks = profile.blocks
     return Suspicion(
@@ -154,7 +154,9 @@ def _gradient(evidence: Evidence, stack: str) -> _Profile | None:
     sizes = evidence.course("rms", stack, site="stream", part="out")
     rows = {layer: row for layer, row in gains.items() if layer in sizes and sizes[layer].value}
     found = {layer: _log(row) + _log(sizes[layer]) for layer, row in rows.items()}
-    if found.get(0, 0.0) > found.get(1, 0.0):  # a token that begins at 0, such as CLS, has a gradient beyond measure
+    if {0, 1} <= found.keys() and found[0] > found[
+        1
+    ]:  # a token that begins at 0, such as CLS, has a gradient beyond measure
         del rows[0], found[0]
     drawn_gains, drawn_sizes = _drawn(evidence, rows), _drawn(evidence, {layer: sizes[layer] for layer in rows})
     drawn = {layer: gain + drawn_sizes[layer] for layer, gain in drawn_gains.items() if layer in drawn_sizes}
