@@ -46,9 +46,9 @@ def test_it_is_a_note_until_it_was_tested_and_gone_where_the_test_refutes_it():
     evidence = grown(METRIC, {1: RANDOM, 2: RANDOM})
     (noted,) = diagnose(evidence, [FAILURE]).verdicts
     assert noted.severity is Severity.NOTE
+    assert noted.command == "fullrank examine planted --contexts 256,1024,4096 --verify"
     (warned,) = diagnose(evidence, [FAILURE], tester=Trial(1e-4)).verdicts
     assert warned.severity is Severity.WARN
-    assert warned.command == "fullrank examine planted --contexts 256,1024,4096 --verify"
     refuted = diagnose(evidence, [FAILURE], tester=Trial(0.5))
     assert refuted.verdicts == ()
     assert [one.name for one in refuted.clear] == ["rank-collapse-width"]
