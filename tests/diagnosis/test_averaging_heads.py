@@ -80,6 +80,9 @@ def test_fresh_weights_are_not_asked():
     found = diagnose(evidence(rows, weights="fresh"), [FAILURE])
     assert not found.verdicts
     assert found.unchecked[0].name == FAILURE.name
+    unknown = diagnose(evidence(rows, weights="unknown"), [FAILURE])
+    assert not unknown.verdicts
+    assert "not known" in unknown.unchecked[0].words
 
 
 @pytest.mark.parametrize("causal", [False, True])

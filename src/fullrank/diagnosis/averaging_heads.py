@@ -17,6 +17,8 @@ NAME = "averaging-heads"
 
 
 def _look(evidence: Evidence) -> Looked:
+    if evidence.weights == "unknown":
+        return Looked(unchecked="whether the weights are trained is not known, and fresh ones only average.")
     suspicions, said = [], []
     for stack in evidence.stacks:
         heads = heads_of(evidence, stack)
