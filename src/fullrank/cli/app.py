@@ -41,6 +41,9 @@ Heads = Annotated[
     str | None,
     typer.Option(metavar="L.H,…", help="Singular values of these heads only: 3.5 is layer 3, head 5; or decoder.3.5."),
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Test suspicions: skip blocks, silence heads, and see what that changes.")
+]
 Documents = Annotated[int | None, typer.Option(metavar="N", help="How many sequences. [default: 8, or all images]")]
 
 
@@ -116,9 +119,7 @@ def examine(
     no_reference: Annotated[
         bool, typer.Option("--no-reference", help="Do not compare with the same architecture at its initialisation.")
     ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Test suspicions: skip blocks, silence heads, and see what that changes.")
-    ] = False,
+    verify: Verify = False,
     fail_on: Annotated[
         Severity | None,
         typer.Option(
@@ -173,6 +174,7 @@ def examine(
 def demo(
     html: Annotated[Path, typer.Option("--html", metavar="PATH", help="Where the page goes.")] = Path("report.html"),
     no_spectrum: NoSpectrum = False,
+    verify: Verify = False,
     json: Json = False,
 ) -> None:
     """Examine a small pretrained sentence encoder that comes with the 'demo' extra, and write the page."""
@@ -183,8 +185,16 @@ def demo(
 
         check_writable(html, option="--html")
         # 256 tokens are what this encoder reads in use: its own configuration cuts longer texts there
-        looking = job.Looking(spectrum=not no_spectrum)
-        job.run([packaged()], job.Loading(), job.Feeding(context=256), looking, html=html, json=json)
+        looking = job.Looking(spectrum=not no_spectrum, verify=verify)
+        job.run(
+            [packaged()],
+            job.Loading(),
+            job.Feeding(context=256),
+            looking,
+            html=html,
+            json=json,
+            again="fullrank demo --verify",
+        )
 
 
 @app.command()

@@ -37,6 +37,7 @@ def run(
     html: Path | None = None,
     json: bool = False,
     fail_on: Severity | None = None,
+    again: str = "",
 ) -> None:
     """Examine one model, or several one after the other, and show the report.
 
@@ -51,6 +52,7 @@ def run(
         html: where the page goes; checked by the caller to be writable.
         json: print JSON and nothing else on standard output.
         fail_on: the gravity of a verdict from which on the exit code is 1.
+        again: the command that tests the verdicts, where none with a SPEC does.
 
     Raises:
         SpecError: for labels or revisions that do not go with the models.
@@ -63,7 +65,7 @@ def run(
     made: Report | Variants
     with progress(shown=not json) as tell:
         if len(wanted) == 1 and not labels:
-            made = _one(*wanted[0], feeding, looking, seed=seed, tell=tell)
+            made = _asked(_one(*wanted[0], feeding, looking, seed=seed, tell=tell), again)
         else:
             made = _several(wanted, feeding, looking, labels=labels, seed=seed, tell=tell)
         if html is not None:
@@ -85,6 +87,16 @@ def run(
     if grave:
         typer.echo(f"fullrank: {grave[0].severity}: {grave[0].name}, and --fail-on {fail_on} was given.", err=True)
         raise typer.Exit(FOUND)
+
+
+def _asked(report: Report, again: str) -> Report:
+    """The report whose verdicts name another command that tests them."""
+    if not again or report.diagnosis is None:
+        return report
+    verdicts = (
+        replace(one, command=again) if one.command.endswith(" --verify") else one for one in report.diagnosis.verdicts
+    )
+    return replace(report, diagnosis=replace(report.diagnosis, verdicts=tuple(verdicts)))
 
 
 def _wanted(

@@ -86,7 +86,7 @@ def _suspicion(
 
 FAILURE = Failure(
     name=NAME,
-    title="most heads of several layers only average",
+    title="Heads that only average",
     means=(
         "A head whose rows are nearly uniform, and nearly the same for every query, adds the mean of its values to "
         "every token: it tells no token anything that its neighbours are not told too. At initialisation every head "
@@ -111,9 +111,9 @@ FAILURE = Failure(
     ),
     command="fullrank examine {model} --verify",
     papers=(
-        "entropy: Entropy-Guided Attention for Private LLMs (2501.03489)",
-        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
-        "oversmoothing_fixes: Anti-Oversmoothing in Deep Vision Transformers (2203.05962)",
+        "entropy: Entropy-Guided Attention for Private LLMs (arXiv 2501.03489)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (arXiv 2505.24333)",
+        "oversmoothing_fixes: Anti-Oversmoothing in Deep Vision Transformers (arXiv 2203.05962)",
     ),
     valid_for="trained",
     look=_look,

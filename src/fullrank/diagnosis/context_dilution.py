@@ -83,7 +83,7 @@ def _suspicion(stack: str, part: str, diluted: Sequence[Growth]) -> Suspicion:
 
 FAILURE = Failure(
     name="context-dilution",
-    title="Context dilution",
+    title="Heads that spread over any context",
     means="Every head of a layer spreads its attention over all the keys there are, so that each key counts for less "
     "the longer the context: what one token says is lost among the rest.",
     harmless="A layer whose work is to average over the context, such as one that counts, or reads the topic of a "
@@ -94,8 +94,8 @@ FAILURE = Failure(
     "keys stop growing over longer contexts; or a loss that keeps falling with the position.",
     command="fullrank examine {model} --contexts 256,1024,4096 --verify",
     papers=(
-        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
-        "log_context: Critical attention scaling in long-context transformers (2510.05554)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (arXiv 2505.24333)",
+        "log_context: Critical attention scaling in long-context transformers (arXiv 2510.05554)",
     ),
     valid_for="trained",
     look=_look,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Suspicion
@@ -48,7 +49,7 @@ def diagnose(
     Returns:
         Verdicts, gravest first; what is clear; what could not be checked.
     """
-    model = str(evidence.about.get("model") or "MODEL")
+    model = _spec(evidence.about)
     verdicts: list[Verdict] = []
     clear: list[Checked] = []
     unchecked: list[Checked] = []
@@ -83,6 +84,14 @@ def diagnose(
         outcome=tester.outcome if tester is not None else "",
         kinds=tuple(kinds),
     )
+
+
+def _spec(about: Mapping[str, Any]) -> str:
+    """The model as a shell reads it, its own random weights asked for; SPEC for one that was passed as a module."""
+    name = str(about.get("model") or "")
+    if not name or name == about.get("architecture"):
+        return "SPEC"
+    return f"{shlex.quote(name)} --init" if about.get("fresh") else shlex.quote(name)
 
 
 def _tested(suspicion: Suspicion, tester: Tester | None) -> tuple[tuple[Effect | None, ...] | None, list[str]]:

@@ -163,7 +163,7 @@ def _because(evidence: Evidence, frozen: list[_Frozen]) -> str:
 
 FAILURE = Failure(
     name=NAME,
-    title="attention frozen on a few keys",
+    title="Attention frozen on a few keys",
     means=(
         "The logits have grown so large that the softmax of a row is one key to many digits. Such a row hardly "
         "changes when queries and keys change: their gradients vanish, and what the head looks at is decided once "
@@ -190,8 +190,8 @@ FAILURE = Failure(
     ),
     command="fullrank examine {model} --gradients --verify",
     papers=(
-        "entropy: Stabilizing Transformer Training by Preventing Attention Entropy Collapse (2303.06296)",
-        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
+        "entropy: Stabilizing Transformer Training by Preventing Attention Entropy Collapse (arXiv 2303.06296)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (arXiv 2505.24333)",
     ),
     valid_for="any",
     look=_look,

@@ -169,7 +169,7 @@ def _margin(evidence: Evidence, size: float) -> str:
 
 FAILURE = Failure(
     name="numerics",
-    title="Too little precision, or too little range",
+    title="Too little precision or range",
     means=(
         "Either tokens that were different have become one number to the last bit, and nothing can tell them apart "
         "again; or the stream's entries, or attention's logits, come near the largest number that the run's dtype, or "
@@ -189,7 +189,7 @@ FAILURE = Failure(
     refuted_by="A run in that dtype, on documents of the kind that the model is for, stays finite.",
     command="fullrank examine {model} --dtype float32",
     papers=(
-        "oversmoothing_fixes: massive activations (Sun et al. 2024), QK-Clip and softcap",
+        "oversmoothing_fixes: Massive Activations in Large Language Models (arXiv 2402.17762)",
         "wu_masks_layernorm: On the Role of Attention Masks and LayerNorm (arXiv 2405.18781)",
     ),
     valid_for="any",

@@ -210,7 +210,7 @@ def _percent(share: float | None) -> str:
 
 FAILURE = Failure(
     name="rank-collapse-depth",
-    title="Tokens merge over depth",
+    title="Tokens that merge over depth",
     means=(
         "From some layer on the residual stream holds the same vector for every token of a sequence: what was "
         "particular to a token is less than the next layers, the dtype or the gradient can carry. Attention then has "
@@ -227,7 +227,8 @@ FAILURE = Failure(
     tested=(
         "In trained weights the stream after the first collapsed layer is replaced by each sequence's mean token (what "
         "each query has seen, where attention is causal). The verdict holds where that changes nothing: no later layer "
-        "uses what was particular to a token. Fresh weights are held against Gaussian tokens and the dtype's rounding."
+        "uses what was particular to a token. Fresh weights are held against Gaussian tokens and the dtype's rounding, "
+        "tokens on one line against the directions that they had before the first block."
     ),
     refuted_by="Replacing the stream by its sequence means at that layer changes the loss.",
     command="fullrank examine {model} --verify",

@@ -102,7 +102,7 @@ def _suspicion(stack: str, part: str, fallen: Sequence[Growth], *, trained: bool
 
 FAILURE = Failure(
     name="rank-collapse-width",
-    title="Rank collapse in width",
+    title="Attention that evens tokens out as the context grows",
     means="Attention passes the mean of the values on whole and their differences from token to token reduced. Where "
     "it does not choose its keys, that reduction grows with the context, like the square root of its length: in a long "
     "context every query gets nearly the same.",
@@ -116,8 +116,8 @@ FAILURE = Failure(
     command="fullrank examine {model} --contexts 256,1024,4096 --verify",
     papers=(
         "mind_the_gap: Mind the Gap: a Spectral Analysis of Rank Collapse and Signal Propagation in Attention Layers "
-        "(2410.07799)",
-        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
+        "(arXiv 2410.07799)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (arXiv 2505.24333)",
     ),
     valid_for="any",
     look=_look,

@@ -111,7 +111,7 @@ def _numbers(numbers: set[int] | tuple[int, ...]) -> str:
 
 FAILURE = Failure(
     name=NAME,
-    title="heads of a layer write the same",
+    title="Heads that write the same",
     means=(
         "What two heads add to the stream, A V W_O of each over all tokens, points the same way: the cosine is "
         "nearly 1. The layer then needs one of them. Dropping the other is free once the one that stays is scaled: "
@@ -134,7 +134,7 @@ FAILURE = Failure(
     ),
     refuted_by="The cosine between the heads falls below .98 on other text: pass a batch of it, with weights=True.",
     command="fullrank examine {model} --weights --verify",
-    papers=("head_channel: Rank, Head-Channel Non-Identifiability, and Symmetry Breaking (2604.23681)",),
+    papers=("head_channel: Rank, Head-Channel Non-Identifiability, and Symmetry Breaking (arXiv 2604.23681)",),
     valid_for="any",
     look=_look,
 )

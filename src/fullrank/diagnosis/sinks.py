@@ -192,7 +192,7 @@ def _range(dtype: str) -> float | None:
 
 FAILURE = Failure(
     name=NAME,
-    title="attention rests on one key",
+    title="Attention that rests on one key",
     means=(
         "Many heads give most of their attention to one key, most often the first token, whatever the query. A "
         "softmax must put its weight somewhere; a head that has nothing to add puts it on a key whose value is "
@@ -217,9 +217,9 @@ FAILURE = Failure(
     ),
     command="fullrank examine {model} --verify",
     papers=(
-        "oversmoothing_fixes: When Attention Sink Emerges in Language Models (2410.10781)",
-        "oversmoothing_fixes: Gated Attention for Large Language Models (2505.06708)",
-        "oversmoothing_fixes: Softpick: No Attention Sink, No Massive Activations (2504.20966)",
+        "oversmoothing_fixes: When Attention Sink Emerges in Language Models (arXiv 2410.10781)",
+        "oversmoothing_fixes: Gated Attention for Large Language Models (arXiv 2505.06708)",
+        "oversmoothing_fixes: Softpick: No Attention Sink, No Massive Activations (arXiv 2504.20966)",
     ),
     valid_for="any",
     look=_look,

@@ -225,7 +225,7 @@ def _clear(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> list[str]:
 
 FAILURE = Failure(
     name=NAME,
-    title="queries and keys do not learn",
+    title="Queries and keys that do not learn",
     means=(
         "The loss depends on queries and keys only through how attention differs from token to token. Where tokens "
         "have become alike, or the softmax is uniform or frozen, nothing of that is left: the gradients of W_Q and "
@@ -250,10 +250,11 @@ FAILURE = Failure(
     ),
     command="fullrank examine {model} --gradients --weights",
     papers=(
-        "noci: Signal Propagation in Transformers: Theoretical Perspectives and the Role of Rank Collapse (2206.03126)",
-        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (2505.24333)",
+        "noci: Signal Propagation in Transformers: Theoretical Perspectives and the Role of Rank Collapse (arXiv "
+        "2206.03126)",
+        "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (arXiv 2505.24333)",
         "gradient_heterogeneity: Understanding Why Adam Outperforms SGD: Gradient Heterogeneity in Transformers "
-        "(2502.00213)",
+        "(arXiv 2502.00213)",
     ),
     valid_for="any",
     look=_look,

@@ -125,6 +125,8 @@ def head_map(report: Report) -> Spec | None:
                 f"%{{customdata[1]}} nats<extra>{kind}</extra>",
             }
         )
+    # heads that all average must not be drawn apart by less than a nat
+    widest = max(1.0, *(selectivity[key].value or 0.0 for key in heads))
     corners = [
         {
             "text": text,
@@ -144,7 +146,7 @@ def head_map(report: Report) -> Spec | None:
         "margin": {"t": 44, "b": 44},
         "showlegend": len(data) > 1,
         "annotations": corners,
-        "xaxis": {"title": {"text": "selectivity (nats)"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "selectivity (nats)"}, "range": [-0.03 * widest, 1.05 * widest]},
         "yaxis": {"title": {"text": "normalised entropy"}, "range": [-0.09, 1.13]},
     }
     return {"data": data, "layout": layout}

@@ -14,7 +14,7 @@ from fullrank.report.headlines import headlines
 from fullrank.report.opening import opening
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
-from fullrank.report.terminal_diagnosis import effect_words
+from fullrank.report.terminal_diagnosis import effect_words, named_once, weights_look
 from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, model_title, number, row_notes, scope_words
 
@@ -52,6 +52,8 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         scope_words=scope_words,
         number=number,
         effect_words=effect_words,
+        weights_look=weights_look,
+        named_once=named_once,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
         css=Markup(_text("page.css")),
@@ -69,7 +71,7 @@ def _title(reports: Sequence[Report], labels: Sequence[str], variants: Variants 
 
 def summary(reports: Sequence[Report], labels: Sequence[str]) -> str:
     """What a notebook shows: what was examined and the headline table, styled inline and without a script."""
-    return _render("notebook.html", reports=_overviews(reports, labels))
+    return _render("notebook.html", reports=_overviews(reports, labels), effect_words=effect_words)
 
 
 def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:

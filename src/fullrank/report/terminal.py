@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fullrank.report.headlines import Cell, Column, Headlines, headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
-from fullrank.report.terminal_diagnosis import beside, checked, verdicts
+from fullrank.report.terminal_diagnosis import TIMES, beside, checked, verdicts
 from fullrank.report.trends import contexts_of, counted, steepest
 from fullrank.report.wording import examined, row_notes, scope_words
 
@@ -154,16 +154,29 @@ def _widths(table: Headlines, bars: int) -> list[int]:
 
 
 def _fitting(table: Headlines, width: int) -> Iterator[Headlines]:
-    """The table, or where even its bare numbers are too wide, its columns in several tables."""
-    taken: list[int] = []
-    room = width - len("layer")
-    for index, wide in enumerate(_widths(table, 0)):
-        if taken and wide > room:
-            yield _part(table, taken)
-            taken, room = [], width - len("layer")
-        taken.append(index)
-        room -= wide
-    yield _part(table, taken)
+    """The table, or where even its bare numbers are too wide, its columns in several tables, about as wide each."""
+    groups: list[list[int]] = []
+    for index, column in enumerate(table.columns):
+        if column.heading == TIMES and groups:
+            groups[-1].append(index)  # a ratio stays beside what it is of
+        else:
+            groups.append([index])
+    columns = _widths(table, 0)
+    widths, room = [sum(columns[index] for index in group) for group in groups], width - len("layer")
+    fewest = len(_filled(widths, room))
+    narrowest = next(one for one in range(max(1, room // fewest), room + 1) if len(_filled(widths, one)) == fewest)
+    for taken in _filled(widths, narrowest):
+        yield _part(table, [index for group in taken for index in groups[group]])
+
+
+def _filled(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Which columns stand together, where none but a single one is wider than there is room."""
+    parts: list[list[int]] = [[]]
+    for index, wide in enumerate(widths):
+        if parts[-1] and sum(widths[other] for other in parts[-1]) + wide > room:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def _part(table: Headlines, taken: list[int]) -> Headlines:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fullrank.report.headlines import Cell, Column, Headlines
-from fullrank.report.verdict import Checked, Diagnosis, Effect, Severity, Verdict
+from fullrank.report.verdict import Checked, Diagnosis, Effect, Severity, Verdict, Weights
 from fullrank.report.wording import number
 
 if TYPE_CHECKING:
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from fullrank.report.report import Report
 
-__all__ = ["beside", "checked", "effect_words", "verdicts"]
+__all__ = ["TIMES", "beside", "checked", "effect_words", "named_once", "verdicts", "weights_look"]
 
 _COLOURS = {Severity.NOTE: "cyan", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
 _COMPARED = ("token_energy", "update_share", "gradient_rms")
 """Headlines that stand beside their ratio to the initialisation."""
+TIMES = "× init"
 _SHORT = {"pointer": "p", "mixer": "m", "average": "a", "sink": "s"}
 
 
@@ -44,7 +45,9 @@ def verdicts(diagnosis: Diagnosis, *, ascii_only: bool) -> Iterator[RenderableTy
             words.append(f"\n{_plain(effect_words(effect), ascii_only)}", style="dim")
         tested = "" if verdict.effects or verdict.severity is not Severity.NOTE else _untested(verdict, diagnosis)
         words.append(f"\n{tested}next: {verdict.command}", style="dim")
-        grid.add_row(Text(verdict.severity, style=_COLOURS[verdict.severity]), Text(verdict.name), words)
+        grid.add_row(
+            Text(verdict.severity, style=_COLOURS[verdict.severity]), Text(verdict.name, overflow="fold"), words
+        )
     yield Text("verdicts", style="bold")
     if diagnosis.verdicts:
         yield grid
@@ -67,6 +70,17 @@ def effect_words(effect: Effect) -> str:
     return f"{effect.intervention}: {number(effect.change)} {effect.unit}{of} (95 %: {interval}; {effect.n} documents)"
 
 
+def named_once(words: str) -> str:
+    """`encoder: one; encoder: two; decoder: three` without the name that the clause before it had too."""
+    clauses = []
+    before = ""
+    for clause in words.split("; "):
+        name, colon, rest = clause.partition(": ")
+        clauses.append(rest if colon and name == before else clause)
+        before = name if colon else ""
+    return "; ".join(clauses)
+
+
 def beside(table: Headlines, report: Report) -> Headlines:
     """The table with the kinds of each layer's heads and the ratio of some columns to the initialisation.
 
@@ -85,7 +99,7 @@ def beside(table: Headlines, report: Report) -> Headlines:
         for layer, cells in table.lines:
             lines[layer].append(cells[index])
         if column.metric in _COMPARED and initial.get(column.metric):
-            columns.append(Column(column.metric, "× init", "value", "all", unit=False))
+            columns.append(Column(column.metric, TIMES, "value", "all", unit=False))
             for layer in lines:
                 lines[layer].append(Cell(_times(initial[column.metric].get(layer))))
     kinds = _kinds(report, table.title)
@@ -132,17 +146,26 @@ def _kinds(report: Report, stack: str) -> dict[int, str]:
 
 def _how(diagnosis: Diagnosis) -> Iterator[str]:
     because = f": {diagnosis.because}" if diagnosis.because else ""
-    yield f"weights: {diagnosis.weights}{because}"
+    yield f"{weights_look(diagnosis.weights)}{because}"
     if diagnosis.reference:
         yield f"compared with: {diagnosis.reference}"
     if diagnosis.outcome:
         yield f"tested by: {diagnosis.outcome}"
     if diagnosis.kinds:
-        yield "kinds of heads: p pointer, m mixer, a average, s sink (fullrank explain averaging-heads)"
+        yield (
+            "heads: p points each query to keys of its own, m mixes, a averages (much the same for every query), "
+            "s rests on one key"
+        )
 
 
 def _untested(verdict: Verdict, diagnosis: Diagnosis) -> str:
-    return "" if diagnosis.outcome else "not tested: --verify would; "
+    """What would test a verdict that no intervention has tested; empty where none can."""
+    return "not tested: --verify would; " if not diagnosis.outcome and "--verify" in verdict.command else ""
+
+
+def weights_look(weights: Weights) -> str:
+    """Trained or fresh, as the beginning of a sentence."""
+    return "trained or fresh is not known" if weights == "unknown" else f"{weights} weights"
 
 
 def _listed(title: str, entries: Sequence[Checked], *, ascii_only: bool) -> Iterator[RenderableType]:
@@ -154,7 +177,8 @@ def _listed(title: str, entries: Sequence[Checked], *, ascii_only: bool) -> Iter
     yield Text(f"\n{title}", style="bold")
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for entry in entries:
-        grid.add_row(Text(entry.name), Text(_plain(entry.words, ascii_only), style="dim", overflow="fold"))
+        words = _plain(named_once(entry.words), ascii_only)
+        grid.add_row(Text(entry.name, overflow="fold"), Text(words, style="dim", overflow="fold"))
     yield grid
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fullrank.report.headlines import Column, headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.terminal import next_steps, noted
+from fullrank.report.verdict import Severity
 from fullrank.report.wording import row_notes, scope_words, weights_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as Grid
 
+    from fullrank.report.report import Report
     from fullrank.report.variants import Variants
 
 __all__ = ["render"]
 
-_FACTS = ("architecture", "weights", "dtype", "sequences", "tokens", "seconds")
+_FACTS = ("architecture", "weights", "dtype", "sequences", "tokens", "seconds", "verdicts")
 
 
 def render(variants: Variants, *, width: int, ascii_only: bool, page_written: bool = False) -> Iterator[RenderableType]:
@@ -78,9 +81,18 @@ def _facts(variants: Variants) -> Grid:
             "sequences": given.get("sequences"),
             "tokens": given.get("tokens"),
             "seconds": None if about.get("seconds") is None else f"{float(about['seconds']):.1f}",
+            "verdicts": _verdicts(report),
         }
         lines.append((label, [str(found[name] if found[name] is not None else "") for name in _FACTS]))
     return _table("variant", [name if name != "seconds" else "s" for name in _FACTS], lines)
+
+
+def _verdicts(report: Report) -> str:
+    """How many verdicts of each severity, gravest first; empty where nobody looked."""
+    if report.diagnosis is None:
+        return ""
+    counts = Counter(verdict.severity for verdict in report.verdicts)
+    return ", ".join(f"{counts[one]} {one}" for one in reversed(Severity) if counts[one]) or "none"
 
 
 def _changes(variants: Variants, *, ascii_only: bool) -> Iterator[RenderableType]:

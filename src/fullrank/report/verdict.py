@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 from fullrank.errors import TableError
 
-__all__ = ["Against", "Checked", "Comparison", "Diagnosis", "Effect", "Outcome", "Severity", "Validity", "Verdict"]
+__all__ = [
+    "Against",
+    "Checked",
+    "Comparison",
+    "Diagnosis",
+    "Effect",
+    "Outcome",
+    "Severity",
+    "Validity",
+    "Verdict",
+    "Weights",
+]
 
 Against = Literal["initialisation", "null", "dtype", "threshold"]
 Outcome = Literal["loss", "distribution", "state"]
