@@ -54,8 +54,8 @@ _ALL: Final = (
         0.05,
         "share of the stream's size",
         "a few percent: every block of the pretrained encoder writes 49 % and more, of a small GPT-2 after 400 steps "
-        "27 %; narrow models at initialisation write 1 %, which is why trained weights alone are held to it; the number "
-        "alone is a note, the verdict is the intervention's",
+        "27 %; narrow models at initialisation write 1 %, which is why trained weights alone are held to it; the "
+        "number is a note, the verdict is the intervention's",
     ),
     Threshold(
         "dead-depth.blocks",
