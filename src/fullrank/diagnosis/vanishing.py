@@ -193,7 +193,7 @@ def _from(logs: Mapping[int, float], base: int) -> dict[int, float]:
 
 FAILURE = Failure(
     name="vanishing-or-exploding",
-    title="A signal or gradient that dies out or blows up",
+    title="Signals or gradients that die out or blow up",
     means=(
         "The size of the residual stream, or the say that it has in the loss, changes by orders of magnitude from one "
         "end of the stack to the other, beyond what the same architecture does at initialisation. Blocks behind an "

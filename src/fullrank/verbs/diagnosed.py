@@ -26,7 +26,7 @@ from fullrank.verbs.passes import Progress
 from fullrank.verbs.ranks import Ranks
 from fullrank.verbs.referenced import reference_rows
 
-__all__ = ["Reference", "diagnosed", "reference_of"]
+__all__ = ["Reference", "diagnosed", "reference_of", "require_testable"]
 
 _OTHER_SEED = 7919  # or fresh weights would be compared with themselves
 
@@ -91,6 +91,22 @@ def reference_of(
     return Reference(report, weights, because, how, tuple(notes) if rows else ())
 
 
+def require_testable(calls: Sequence[Call], ranks: Ranks) -> None:
+    """Refuse what no intervention can be tested on, before anything is measured.
+
+    Args:
+        calls: what the model is called with.
+        ranks: the processes that examine it.
+
+    Raises:
+        BatchError: for a distributed model, packed rows, and a batch that continues a cache.
+    """
+    if ranks.several:
+        raise BatchError("verify= goes with one process: this model is distributed.")
+    if any(call.documents is not None or call.past for call in calls):
+        raise BatchError("verify= goes with whole sequences: this batch is packed or continues a cache.")
+
+
 def diagnosed(
     report: Report,
     subject: Subject,
@@ -114,17 +130,12 @@ def diagnosed(
 
     Returns:
         The same report with both.
-
-    Raises:
-        BatchError: where tests were asked for of a batch they cannot be run on.
     """
     evidence = Evidence.of(
         replace(report, reference=reference.report), weights=reference.weights, bos=_begins(subject, calls)
     )
     tester = None
     if verify:
-        if any(call.documents is not None or call.past for call in calls):
-            raise BatchError("verify= goes with whole sequences: this batch is packed or continues a cache.")
         tester = Trials(subject.model, anatomy, calls, batch_statistics=batch_statistics)
     diagnosis = diagnose(
         evidence,

@@ -28,7 +28,7 @@ from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads,
 from fullrank.verbs.backwards_within import backwards_within
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan
-from fullrank.verbs.diagnosed import diagnosed, reference_of
+from fullrank.verbs.diagnosed import diagnosed, reference_of, require_testable
 from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
 from fullrank.verbs.ranks import Ranks, ranks_of
@@ -110,9 +110,9 @@ def examine(
     network = subject.model
     ranks.agree(lambda: require_finite_weights(network))
     lengths = checked_contexts(contexts, ranks)
-    if verify and ranks.several:
-        raise BatchError("verify= goes with one process: this model is distributed.")
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, contexts=lengths))
+    if verify:
+        require_testable(calls, ranks)
     tell = progress or (lambda what, share: None)
     budget = _budget(seconds, lengths, ranks)
     with undisturbed(network, batch_statistics=batch_statistics):
