@@ -287,6 +287,35 @@ def test_what_a_model_draws_is_the_same_in_every_run():
     assert changes(before, everything(patient.model)) == []
 
 
+class NoisyLoss(PlainGPT):
+    """Draws for its loss."""
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"loss": (super().forward(ids) * torch.randn(50)).mean()}
+
+
+def test_nor_does_it_matter_which_document_comes_first():
+    patient = admit(lambda: Patient(NoisyLoss(), {"ids": ids()}, "h", "decoder"))
+    found = survey(patient.model, lambda: patient.model(**patient.batch))
+    trials = Trials(patient.model, found, [Ward(patient.batch)])
+    assert trials.outcome == "loss"
+    assert numbers(trials.effect(Intervention("mask-sink", "decoder", 2, position=8))) == (0.0, 0.0, 0.0)
+
+
+def test_tokens_are_not_taken_for_documents():
+    class Loss(nn.TransformerEncoder):
+        def forward(self, src: Tensor) -> dict[str, Tensor]:
+            return {"loss": super().forward(src).square().mean()}
+
+    model = Loss(nn.TransformerEncoderLayer(32, 4, 64), 3, enable_nested_tensor=False)
+    states = torch.randn(2, 9, 4, 32, generator=torch.Generator().manual_seed(1)).double()
+    patient = admit(lambda: Patient(model, {}, "layers", "encoder"))
+    wards = [Ward({"src": batch}) for batch in states]
+    trials = Trials(model, survey(model, lambda: wards[0].run(patient.model)), wards)
+    assert trials.outcome == "loss"
+    assert trials.effect(Intervention("skip-block", "encoder", 2)).n == 2
+
+
 class Towers(PlainGPT):
     """Two stacks, of which one is computed for nothing."""
 

@@ -35,7 +35,6 @@ class States(Measured):
         states = by_document(_state(output), sequences, self._anatomy)
         mask = real_outputs(real, states, self._anatomy)
         self._kept.append([(which, finite(state[which])) for state, which in zip(states, mask, strict=True)])
-        self._scale = None
 
     def changes(self, run: int, output: Any) -> Tensor:
         """What is lost of the states' variance."""
