@@ -98,6 +98,11 @@ def test_references_and_tests_are_named(made):
     assert "tested by: the change of the loss, of 8 documents" in text
 
 
+def test_a_missing_reference_is_not_something_compared_with():
+    one = Diagnosis(reference="no reference: none was asked for.")
+    assert "\nno reference: none was asked for." in shown(Report(rows=Table(), diagnosis=one))
+
+
 def test_what_is_clear_and_what_was_not_checked_are_listed_with_their_words(made):
     text = words(shown(made))
     clear, unchecked = text.index("checked and clear"), text.index("not checked")

@@ -97,10 +97,18 @@ def test_a_time_budget_that_leaves_no_room_draws_none_and_says_so(seconds, there
     assert (report.diagnosis.reference == "no reference: the time budget leaves no room for it.") is not there
 
 
-def test_a_model_that_cannot_be_made_again_is_diagnosed_without():
-    class Own(nn.Module):
-        """Its constructor's argument is not to be read off it."""
+def test_a_model_that_cannot_be_made_again_is_diagnosed_without_and_its_reason_is_told():
+    class Scaled(nn.Module):
+        """Nothing says how its parameter is drawn."""
 
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 32))
+
+        def forward(self, x):
+            return x * self.scale
+
+    class Own(nn.Module):
         def __init__(self, blocks):
             super().__init__()
             self.embed, self.blocks = nn.Embedding(50, 32), nn.ModuleList(blocks)
@@ -111,9 +119,11 @@ def test_a_model_that_cannot_be_made_again_is_diagnosed_without():
                 x = x + block(x)
             return x
 
-    report = examined(Own([nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32)) for _ in range(2)]), blocks="blocks")
-    assert report.diagnosis is not None
-    assert (report.reference is None) == ("no reference" in report.diagnosis.reference)
+    report = examined(Own([nn.Sequential(nn.Linear(32, 32), Scaled()) for _ in range(2)]), blocks="blocks")
+    assert report.reference is None
+    assert "'scale'" in report.diagnosis.reference
+    assert report.diagnosis.weights == "unknown"
+    assert report.diagnosis.clear
 
 
 # ---------------------------------------------------------------- trained or fresh

@@ -14,7 +14,7 @@ from fullrank.report.headlines import headlines
 from fullrank.report.opening import opening
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
-from fullrank.report.terminal_diagnosis import effect_words, named_once, weights_look
+from fullrank.report.terminal_diagnosis import compared, effect_words, named_once, weights_look
 from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, model_title, number, row_notes, scope_words
 
@@ -54,6 +54,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         effect_words=effect_words,
         weights_look=weights_look,
         named_once=named_once,
+        compared=compared,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
         css=Markup(_text("page.css")),
@@ -113,7 +114,7 @@ def _render(name: str, **content: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "beginning": lambda words: words[:1].upper() + words[1:]}
     return environment.get_template(name).render(**content)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fullrank.report.report import Report
 
-__all__ = ["TIMES", "beside", "checked", "effect_words", "named_once", "verdicts", "weights_look"]
+__all__ = ["TIMES", "beside", "checked", "compared", "effect_words", "named_once", "verdicts", "weights_look"]
 
 _COLOURS = {Severity.NOTE: "cyan", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
 _COMPARED = ("token_energy", "update_share", "gradient_rms")
@@ -148,7 +148,7 @@ def _how(diagnosis: Diagnosis) -> Iterator[str]:
     because = f": {diagnosis.because}" if diagnosis.because else ""
     yield f"{weights_look(diagnosis.weights)}{because}"
     if diagnosis.reference:
-        yield f"compared with: {diagnosis.reference}"
+        yield compared(diagnosis.reference)
     if diagnosis.outcome:
         yield f"tested by: {diagnosis.outcome}"
     if diagnosis.kinds:
@@ -161,6 +161,11 @@ def _how(diagnosis: Diagnosis) -> Iterator[str]:
 def _untested(verdict: Verdict, diagnosis: Diagnosis) -> str:
     """What would test a verdict that no intervention has tested; empty where none can."""
     return "not tested: --verify would; " if not diagnosis.outcome and "--verify" in verdict.command else ""
+
+
+def compared(reference: str) -> str:
+    """How the reference at initialisation was made, or that there is none, as the beginning of a sentence."""
+    return reference if reference.startswith("no reference") else f"compared with: {reference}"
 
 
 def weights_look(weights: Weights) -> str:
