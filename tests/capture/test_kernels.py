@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,8 +182,12 @@ def test_registering_twice_and_taking_back():
 
 def _in_a_process_of_its_own(code: str) -> None:
     # dynamo's state is process-wide; a compiled test must not reach into the others
+    here = Path(__file__).parent
     subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300, cwd=__file__.rsplit("/", 1)[0]
+        [sys.executable, "-c", textwrap.dedent(code)],
+        check=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))},
     )
 
 

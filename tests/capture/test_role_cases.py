@@ -242,11 +242,12 @@ def test_a_weight_that_is_gone_is_a_reason():
 
 
 class Beside(Block):
-    """Given something of its stream's shape before the stream, from which its cross-attention has keys and values."""
+    """Given something narrower before its stream, from which its cross-attention has keys and values."""
 
     def __init__(self, width=16, heads=2):
         super().__init__(nn.Linear(width, width), width, heads)
-        self.of_queries, self.of_keys, self.of_values = (nn.Linear(width, width) for _ in range(3))
+        self.of_queries = nn.Linear(width, width)
+        self.of_keys, self.of_values = nn.Linear(width // 2, width), nn.Linear(width // 2, width)
 
     def forward(self, other, x):
         B, T, d = x.shape
@@ -261,17 +262,17 @@ class Beside(Block):
 def test_roles_of_blocks_whose_stream_is_not_the_first_tensor():
     class Chain(Net):
         def forward(self, x):
-            other = x.flip(0)
+            other = x.flip(0)[..., :8]
             for block in self.blocks:
                 x = block(other, x)
             return x
 
-    model = sharp(Chain(Beside(), Beside(), Beside()))
+    model, x = sharp(Chain(Beside(), Beside(), Beside())), states()
     with undisturbed(model):
-        (stack,) = survey(model, lambda: model(states())).stacks
+        (stack,) = survey(model, lambda: model(x)).stacks
     assert stack.at == 1
     for layer, weights in enumerate(stack.weights):
         found = {weight.role: (weight.parameter, weight.direct) for weight in weights}
-        names = {"q": "of_queries", "k": "of_keys", "v": "of_values", "o": "b", "up": "mlp"}
+        names = {"q": "of_queries", "k": "of_keys", "v": "of_values", "o": "b"}
         for role, name in names.items():
             assert found[role] == (f"blocks.{layer}.{name}.weight", True), role

@@ -51,6 +51,8 @@ def test_roles_are_those_that_the_names_tell(family):
         assert {part: weight and weight.parameter for part, weight in ends.items()} == ENDS[family, stack.name]
         assert_experts_are_numbered(stack)
         assert_heads_share_the_rows_evenly(stack)
+        for weight in (weight for weights in stack.weights for weight in weights):
+            assert matrix(case.model, weight).ndim == 2, weight.part  # the last expert's too
 
 
 NORM_OF_ALL_HEADS = {"olmo2", "olmo3", "olmoe"}

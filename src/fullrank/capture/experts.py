@@ -43,8 +43,8 @@ def experts(model: nn.Module, block: str, sets: list[list[Weight]], every: Set[s
 
 
 def stacked(model: nn.Module, weights: list[Weight]) -> list[Weight]:
-    """The same weights once for every slice of their parameter."""
-    count = max(shape_of_parameter(model, weight)[0] for weight in weights if weight.stacked)
+    """The same weights once for every slice that all of their parameters have: some experts hold no weights."""
+    count = min(shape_of_parameter(model, weight)[0] for weight in weights if weight.stacked)
     return [replace(weight, expert=expert) for expert in range(count) for weight in weights]
 
 
