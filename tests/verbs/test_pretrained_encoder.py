@@ -98,7 +98,8 @@ def test_the_report_has_every_section(examined):
     assert sites == {"stream", "attention"}  # a post-norm encoder's blocks read the stream itself
     assert {row.part for row in report.rows.where(site="stream")} == {"out", "mid"}
     assert report.spectra
-    assert report.verdicts == ()
+    assert {(verdict.severity, verdict.name) for verdict in report.verdicts} <= {("note", "sinks")}
+    assert report.diagnosis.weights == "trained"
     assert {row.layer for row in report.rows.where(site="stream", part="out")} == set(range(7))
     assert all(np.isfinite(row.value) for row in report.rows if row.value is not None)
 

@@ -120,6 +120,15 @@ def examine(
         bool, typer.Option("--no-reference", help="Do not compare with the same architecture at its initialisation.")
     ] = False,
     verify: Verify = False,
+    target_dtypes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target-dtype", metavar="T", help="Hold the numbers against float16, float8_e4m3, … too; may be repeated."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(metavar="E", help="The optimiser's: are gradients of queries and keys above it?")
+    ] = None,
     fail_on: Annotated[
         Severity | None,
         typer.Option(
@@ -160,6 +169,8 @@ def examine(
                 seconds=seconds,
                 reference=not no_reference,
                 verify=verify,
+                target_dtypes=target_dtypes or (),
+                epsilon=epsilon,
             ),
             revisions=revisions or (),
             labels=labels or (),

@@ -10,7 +10,7 @@ from typing import Any
 from fullrank.errors import BatchError, ContextError
 from fullrank.measure.budget import Budget
 from fullrank.spec import Inputs, Subject, inputs
-from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, longest_context
+from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, held_against, longest_context
 
 __all__ = ["Feeding", "Loading", "Looking"]
 
@@ -62,6 +62,8 @@ class Looking:
         seconds: a time budget.
         reference: whether to measure the same architecture at its own initialisation too.
         verify: whether to test suspicions by intervention.
+        target_dtypes: whose range the numbers must fit too.
+        epsilon: of the optimiser.
     """
 
     spectrum: bool = True
@@ -75,6 +77,8 @@ class Looking:
     seconds: float | None = None
     reference: bool = True
     verify: bool = False
+    target_dtypes: Sequence[str] = ()
+    epsilon: float | None = None
 
     def __post_init__(self) -> None:
         # refused as `examine` would refuse it, before a checkpoint is loaded
@@ -84,6 +88,7 @@ class Looking:
             checked_probes(self.probes)
         if self.seconds is not None:
             Budget(self.seconds)
+        held_against(self.target_dtypes, self.epsilon)
         chosen_heads(self.named, spectrum=self.spectrum)
         _ = self.lengths
 
@@ -111,9 +116,20 @@ class Looking:
     @property
     def arguments(self) -> dict[str, Any]:
         """By the names of `examine`."""
-        plain = ("spectrum", "gradients", "weights", "batch_statistics", "blocks", "seconds", "reference", "verify")
+        plain = (
+            "spectrum",
+            "gradients",
+            "weights",
+            "batch_statistics",
+            "blocks",
+            "seconds",
+            "reference",
+            "verify",
+            "epsilon",
+        )
         return {name: getattr(self, name) for name in plain} | {
             "heads": self.named,
             "contexts": self.lengths or None,
+            "target_dtypes": tuple(self.target_dtypes),
             **({} if self.probes is None else {"probes": self.probes}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from fullrank.errors import BatchError, ContextError
@@ -11,8 +12,9 @@ from fullrank.measure.chosen import ChosenHeads
 from fullrank.spec import Subject
 from fullrank.verbs.ranks import Ranks
 
-__all__ = ["checked_contexts", "checked_probes", "chosen_heads", "longest_context"]
+__all__ = ["Held", "checked_contexts", "checked_probes", "chosen_heads", "held_against", "longest_context"]
 
+DTYPES = ("float16", "bfloat16", "float8_e4m3", "float8_e5m2")
 _FEWEST = 8
 
 
@@ -69,6 +71,40 @@ def checked_probes(probes: int) -> int:
     if probes < 1:
         raise BatchError(f"probes={probes}; at least one random projection is needed.")
     return probes
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a model is held against beside its references.
+
+    Attributes:
+        dtypes: whose range it must fit.
+        epsilon: of the optimiser.
+    """
+
+    dtypes: tuple[str, ...] = ()
+    epsilon: float | None = None
+
+
+def held_against(dtypes: Sequence[str], epsilon: float | None) -> Held:
+    """The target dtypes and the optimiser's epsilon, refused where they are none.
+
+    Args:
+        dtypes: names.
+        epsilon: a small positive number; None for none.
+
+    Returns:
+        Both.
+
+    Raises:
+        BatchError: for a dtype whose range is not asked about, or an epsilon that is not positive.
+    """
+    for name in (dtypes,) if isinstance(dtypes, str) else dtypes:
+        if name not in DTYPES:
+            raise BatchError(f"target_dtypes: {name!r} is not one of {', '.join(DTYPES)}.")
+    if epsilon is not None and not epsilon > 0:
+        raise BatchError(f"epsilon={epsilon!r}; an optimiser's epsilon is a small positive number, such as 1e-8.")
+    return Held((dtypes,) if isinstance(dtypes, str) else tuple(dtypes), epsilon)
 
 
 def checked_contexts(contexts: Sequence[int] | None, ranks: Ranks | None = None) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from fullrank.report import Report
 from fullrank.report.verdict import Weights
 from fullrank.spec import Subject
 from fullrank.table import Table
+from fullrank.verbs.asked import Held
 from fullrank.verbs.batches import Call
 from fullrank.verbs.passes import Progress
 from fullrank.verbs.ranks import Ranks
@@ -114,6 +115,7 @@ def diagnosed(
     anatomy: Anatomy,
     reference: Reference,
     *,
+    held: Held,
     verify: bool,
     batch_statistics: bool = False,
 ) -> Report:
@@ -125,6 +127,7 @@ def diagnosed(
         calls: on what.
         anatomy: what the survey found.
         reference: from `reference_of`.
+        held: what the model is held against beside its references.
         verify: whether suspicions are tested by intervention.
         batch_statistics: as the model was run.
 
@@ -132,7 +135,11 @@ def diagnosed(
         The same report with both.
     """
     evidence = Evidence.of(
-        replace(report, reference=reference.report), weights=reference.weights, bos=_begins(subject, calls)
+        replace(report, reference=reference.report),
+        weights=reference.weights,
+        bos=_begins(subject, calls),
+        dtypes=held.dtypes,
+        epsilon=held.epsilon,
     )
     tester = None
     if verify:

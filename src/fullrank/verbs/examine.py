@@ -24,7 +24,7 @@ from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
-from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, longest_context
+from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, held_against, longest_context
 from fullrank.verbs.backwards_within import backwards_within
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan
@@ -53,6 +53,8 @@ def examine(
     batch_statistics: bool = False,
     reference: bool = True,
     verify: bool = False,
+    target_dtypes: Sequence[str] = (),
+    epsilon: float | None = None,
     seed: int = 0,
     memory: str | int | None = None,
     seconds: float | None = None,
@@ -85,6 +87,8 @@ def examine(
             singular values; costs a second copy of the weights while that lasts.
         verify: test suspicions by intervention: blocks are skipped, heads silenced, states replaced, and the change of
             the model's own loss (or of its output distribution, or its final state) is taken, document by document.
+        target_dtypes: dtypes whose range the numbers must fit too: float16, bfloat16, float8_e4m3, float8_e5m2.
+        epsilon: the optimiser's, with which gradients of queries and keys are compared; needs gradients and weights.
         seed: for the default batch and for starting blocks of the iterations.
         memory: of a checkpoint named by a SPEC, the most that its weights may fill, such as `2GiB`; what does not fit
             is fetched layer by layer.
@@ -105,6 +109,7 @@ def examine(
         FullrankError: for other bad input; see its subclasses.
     """
     started = time.perf_counter()
+    held = held_against(target_dtypes, epsilon)
     chosen, probes = chosen_heads(heads, spectrum=spectrum), checked_probes(probes)  # before anything is loaded
     subject, ranks = _subject(model, seed, memory)
     network = subject.model
@@ -177,7 +182,9 @@ def examine(
     report = Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )
-    report = diagnosed(report, subject, calls, anatomy, drawn, verify=verify, batch_statistics=batch_statistics)
+    report = diagnosed(
+        report, subject, calls, anatomy, drawn, held=held, verify=verify, batch_statistics=batch_statistics
+    )
     return replace(report, about=told | {"seconds": round(time.perf_counter() - started, 3)})
 
 
