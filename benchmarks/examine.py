@@ -53,7 +53,7 @@ def side(name, tokens):
             print(json.dumps({"seconds": forward + heads * per_head, "extra": peak, "note": note}))
             return
         else:
-            report = fullrank.examine(model, {"input_ids": ids}, spectrum=name == "examine")
+            report = fullrank.examine(model, {"input_ids": ids}, spectrum=name == "examine", reference=False)
             note = f"{len(report.rows)} rows"
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "extra": peak_mib() - base, "note": note}))

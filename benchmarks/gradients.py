@@ -42,7 +42,7 @@ def own(model, batch):
 def examined(model, batch, gradients=True):
     import fullrank
 
-    return fullrank.examine(model, batch, gradients=gradients, spectrum=False)
+    return fullrank.examine(model, batch, gradients=gradients, spectrum=False, reference=False)
 
 
 class Peak:
