@@ -63,7 +63,8 @@ class Spans:
             self.lineage.enter(stream)
         given = [self.lineage.ref(one) for one in (*tensors_in(args), *tensors_in(kwargs)) if one.is_floating_point()]
         span = Span(len(self.lineage.nodes), given=given)
-        for place, one in (*enumerate(args), *kwargs.items()):
+        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for place, one in places:
             if isinstance(one, Tensor) and one.is_floating_point():
                 span.places[place] = self.lineage.ref(one)
         if isinstance(stream, Tensor):

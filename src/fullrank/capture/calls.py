@@ -69,8 +69,8 @@ def shapes_only(call: KernelCall) -> KernelCall:
     for name in ("query", "key", "value", "weights"):
         tensor = getattr(call, name)
         kept[name] = None if tensor is None else torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
-    rest = ("logits", "mask", "sink", "live", "visible", "bias", "real")
-    return replace(call, **kept, **dict.fromkeys(rest))
+    rest: dict[str, Any] = dict.fromkeys(("logits", "mask", "sink", "live", "visible", "bias", "real"))
+    return replace(call, **kept, **rest)
 
 
 def from_sdpa(

@@ -54,18 +54,18 @@ def diagnose(
     clear: list[Checked] = []
     unchecked: list[Checked] = []
     for failure in failures:
-        if "unknown" != evidence.weights != failure.valid_for != "any":
+        if failure.valid_for != "any" and evidence.weights not in ("unknown", failure.valid_for):
             unchecked.append(Checked(failure.name, f"means something for {failure.valid_for} weights only."))
             continue
         looked = failure.look(evidence)
-        found = []
-        refuted = []
+        found: list[Verdict] = []
         for suspicion in looked.suspicions:
             effects, reasons = _tested(suspicion, tester)
             unchecked += [Checked(failure.name, reason) for reason in reasons]
             verdict = failure.verdict(suspicion, effects, model)
-            (found if verdict is not None else refuted).append(verdict or suspicion)
-        verdicts += [one for one in found if isinstance(one, Verdict)]
+            found += [] if verdict is None else [verdict]
+        refuted = len(looked.suspicions) - len(found)
+        verdicts += found
         if looked.unchecked:
             unchecked.append(Checked(failure.name, looked.unchecked))
         elif refuted and not found:

@@ -53,8 +53,8 @@ def verdicts(diagnosis: Diagnosis, *, ascii_only: bool) -> Iterator[RenderableTy
         yield grid
     else:
         yield Text("none: nothing that was looked for was found.")
-    for words in _how(diagnosis):
-        yield Text(_plain(words, ascii_only), style="dim")
+    for line in _how(diagnosis):
+        yield Text(_plain(line, ascii_only), style="dim")
 
 
 def checked(diagnosis: Diagnosis, *, ascii_only: bool) -> Iterator[RenderableType]:
@@ -105,9 +105,9 @@ def beside(table: Headlines, report: Report) -> Headlines:
     kinds = _kinds(report, table.title)
     if kinds and any(column.metric == "normalized_entropy" for column in table.columns):
         columns.append(Column("selectivity", "heads", "value", "all", unit=False))
-        for layer, cells in lines.items():
-            cells.append(Cell(kinds.get(layer, "")))
-    return replace(table, columns=tuple(columns), lines=tuple((layer, tuple(cells)) for layer, cells in lines.items()))
+        for layer in lines:
+            lines[layer].append(Cell(kinds.get(layer, "")))
+    return replace(table, columns=tuple(columns), lines=tuple((layer, tuple(lines[layer])) for layer in lines))
 
 
 def _initial(table: Headlines, report: Report) -> dict[str, dict[int, float | None]]:
