@@ -209,6 +209,15 @@ def test_at_80_columns_the_numbers_still_have_bars_and_a_ratio_stands_in_the_tab
             raise AssertionError(f"a table opens with a ratio: {line}")
 
 
+@pytest.mark.parametrize("width", range(80, 141, 4))
+def test_the_share_of_a_token_has_its_bar_at_every_width(made, width):
+    lines = shown(made, width).splitlines()
+    start = lines.index(next(line for line in lines if line.strip() == "encoder"))
+    layers = [line for line in lines[start:] if line[:5].strip().isdigit()][:7]
+    assert all(re.search("[▏▎▍▌▋▊▉█]", line) for line in layers)
+    assert max(map(len, lines)) <= width
+
+
 def test_an_ascii_terminal_gets_ascii():
     made = diagnosed()
     made = replace(made, about=dict(made.about) | {"notes": []}, diagnosis=replace(made.diagnosis, kinds=()))

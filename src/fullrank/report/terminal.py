@@ -114,14 +114,13 @@ def _grid(table: Headlines, *, width: int, ascii_only: bool) -> Grid:
     headings = [_heading(column) for column in table.columns]
     if ascii_only:
         headings = [heading.replace("×", "x") for heading in headings]
-    bars = _bars(table, width)
+    bars = _lengths(table, width)
     grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("layer", justify="right", no_wrap=True, vertical="bottom")
     for heading in headings:
         grid.add_column(Text(heading), no_wrap=True, vertical="bottom")
     for layer, cells in table.lines:
-        drawn = (bars if _barred(table, index) else 0 for index in range(len(cells)))
-        grid.add_row(str(layer), *(_cell(c, n, ascii_only=ascii_only) for c, n in zip(cells, drawn, strict=True)))
+        grid.add_row(str(layer), *(_cell(c, n, ascii_only=ascii_only) for c, n in zip(cells, bars, strict=True)))
     return grid
 
 
@@ -135,6 +134,17 @@ def _heading(column: Column) -> str:
     said = {"value": (), "mean": ("(mean)",), "max": ("(largest)",), "min": ("(smallest)",)}[column.reduced]
     scope = () if column.scope == "all" else (column.scope,)
     return "\n".join((*column.heading.split(), *said, *scope))
+
+
+def _lengths(table: Headlines, width: int) -> list[int]:
+    """Characters of each column's bars; where there is no room for all, those of the first column alone."""
+    barred = [_barred(table, index) for index in range(len(table.columns))]
+    bars = _bars(table, width)
+    if bars or not any(barred):
+        return [bars if one else 0 for one in barred]
+    spare = width - len("layer") - sum(_widths(table, 0)) - 1
+    alone = min(spare, 6) if spare > 1 else 0
+    return [alone if index == barred.index(True) else 0 for index in range(len(barred))]
 
 
 def _bars(table: Headlines, width: int) -> int:
