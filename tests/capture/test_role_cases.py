@@ -276,3 +276,21 @@ def test_roles_of_blocks_whose_stream_is_not_the_first_tensor():
         names = {"q": "of_queries", "k": "of_keys", "v": "of_values", "o": "b"}
         for role, name in names.items():
             assert found[role] == (f"blocks.{layer}.{name}.weight", True), role
+
+
+class Ellipses(Block):
+    """Attention by einsums that do not spell their leading axes out."""
+
+    def forward(self, x):
+        q, k, v = self.a(self.first(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        p = torch.einsum("...qhd,...khd->...hqk", q, k).softmax(-1)
+        x = x + self.b(torch.einsum("...hqk,...khd->...qhd", p, v).flatten(-2))
+        return x + self.mlp(self.second(x))
+
+
+def test_an_ellipsis_hides_no_role():
+    model = sharp(Net(*(Ellipses(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))) for _ in range(2))))
+    twin = sharp(Net(*(Block(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))) for _ in range(2))))
+    for role, weight in roles(twin, states()).items():
+        found = roles(model, states())[role]
+        assert (found.parameter, found.rows, found.heads) == (weight.parameter, weight.rows, weight.heads), role

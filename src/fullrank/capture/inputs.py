@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fullrank.capture.lineage import Node, Ref
 from fullrank.capture.products import factors_of, is_product
+from fullrank.capture.softmax import spelt_out
 from fullrank.capture.upstream import Region
 
 __all__ = ["Inputs", "inputs_of", "labels_of", "softmax_above"]
@@ -71,11 +72,11 @@ def _map_and_values(call: Node, factors: tuple[Ref, Ref]) -> tuple[Ref | None, R
 
 
 def labels_of(call: Node) -> tuple[str, str, str] | None:
-    """Labels of the two factors of an einsum and of its result; None where they are not all spelled out."""
-    equation = call.args[0]
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+    """Labels of the two factors of an einsum and of its result; None where it has others or does not say them."""
+    equation, factors = call.args[0], factors_of(call)
+    if not isinstance(equation, str) or "->" not in equation or factors is None:
         return None
-    inputs, out = equation.replace(" ", "").split("->")
+    inputs, out = spelt_out(equation.replace(" ", ""), factors)
     left, right = inputs.split(",")
     return left, right, out
 

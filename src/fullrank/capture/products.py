@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fullrank.capture.lineage import Node, Ref
+from fullrank.capture.softmax import spelt_out
 
 __all__ = ["Product", "factors_of", "is_product", "product_of"]
 
@@ -134,19 +135,16 @@ def _einsum(node: Node) -> Product | None:
     factors = factors_of(node)
     if not isinstance(equation, str) or factors is None or "->" not in equation:
         return None
-    inputs, out = equation.replace(" ", "").split("->")
+    given = equation.replace(" ", "")
+    inputs, out = spelt_out(given, factors)  # an ellipsis stands for as many axes as are left
     labels = inputs.split(",")
-    if len(labels) != 2:
-        return None
     mine = 1 if _weight_like(factors[1]) else 0 if _weight_like(factors[0]) else None
     if mine is None:
         return None
     weight, reads = factors[mine], factors[1 - mine]
     w, x = labels[mine], labels[1 - mine]
-    if "." in w:
+    if "." in given.split("->")[0].split(",")[mine]:
         return None
-    # an ellipsis stands for as many axes as are left
-    x, out = _spelled(x, len(reads.shape)), _spelled(out, len(node.shapes[0]))
     if len(w) != len(weight.shape) or len(x) != len(reads.shape) or len(out) != len(node.shapes[0]):
         return None
     outs = [label for label in w if label in out and label not in x]
@@ -164,10 +162,6 @@ def _einsum(node: Node) -> Product | None:
         tuple(map(out.index, outs)),
         tuple(map(x.index, ins)),
     )
-
-
-def _spelled(labels: str, ndim: int) -> str:
-    return labels.replace("...", "".join(chr(0x2460 + i) for i in range(ndim - len(labels) + 3)))
 
 
 def _packed(node: Node) -> Product | None:

@@ -204,14 +204,13 @@ class SoftmaxTrace:
 def spelt_out(equation: str, factors: Sequence[Any]) -> tuple[str, str]:
     """The two sides of an einsum's equation with a letter for each axis that an ellipsis stands for."""
     inputs, out = equation.split("->")
+    sides = inputs.split(",")
     free = [letter for letter in ascii_letters if letter not in equation]
-    counts = [getattr(one, "ndim", 0) - len(side) + 3 for one, side in zip(factors, inputs.split(","), strict=False)]
-    most = max([count for count, side in zip(counts, inputs.split(","), strict=False) if "..." in side], default=0)
+    counts = [len(getattr(one, "shape", ())) - len(side) + 3 for one, side in zip(factors, sides, strict=False)]
+    most = max([count for count, side in zip(counts, sides, strict=False) if "..." in side], default=0)
     letters = "".join(free[:most])
-    sides = [
-        side.replace("...", letters[most - count :]) for count, side in zip(counts, inputs.split(","), strict=False)
-    ]
-    return ",".join(sides), out.replace("...", letters)
+    spelt = [side.replace("...", letters[most - count :]) for count, side in zip(counts, sides, strict=False)]
+    return ",".join(spelt), out.replace("...", letters)
 
 
 def _arrange(
