@@ -115,7 +115,8 @@ def _suspicion(
     all_of = Counter(of for of, _ in heads)[layer]
     first = heads[inside[0]]
     entropies = [float(heads[place].entropy.value or 0) for place in inside]
-    alike = all(heads[place].particular < threshold("kinds.particular") for place in inside)
+    # frozen on one key, not on two or three: those are a choice, whatever share of log n their selectivity is
+    alike = all(heads[place].selective < threshold("kinds.selective") for place in inside)
     test = Test(
         Intervention("mean-head", stack, layer, tuple(head for _, head in inside)),
         "no effect" if alike else "effect",

@@ -201,7 +201,9 @@ def _tests(evidence: Evidence, stack: str, first: int) -> tuple[Test, ...]:
     # share of it that the means take away is near 1 however little there is.
     if evidence.weights == "fresh":
         return ()
-    return (Test(Intervention("stream-means", stack, first), "no effect", effect_limits()),)
+    worth = threshold("rank-collapse-depth.worth")
+    limits = tuple((outcome, worth) for outcome, _ in effect_limits())
+    return (Test(Intervention("stream-means", stack, first), "no effect", limits),)
 
 
 def _percent(share: float | None) -> str:
@@ -226,9 +228,9 @@ FAILURE = Failure(
     ),
     tested=(
         "In trained weights the stream after the first collapsed layer is replaced by each sequence's mean token (what "
-        "each query has seen, where attention is causal). The verdict holds where that changes nothing: no later layer "
-        "uses what was particular to a token. Fresh weights are held against Gaussian tokens and the dtype's rounding, "
-        "tokens on one line against the directions that they had before the first block."
+        "each query has seen, where attention is causal). The verdict holds where that changes next to nothing: no "
+        "later layer uses what was particular to a token. Fresh weights are held against Gaussian tokens and the "
+        "dtype's rounding, tokens on one line against the directions that they had before the first block."
     ),
     refuted_by="Replacing the stream by its sequence means at that layer changes the loss.",
     command="fullrank examine {model} --verify",
