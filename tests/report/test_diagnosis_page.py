@@ -83,6 +83,23 @@ def test_the_stream_is_drawn_over_depth_beside_the_ribbon_of_its_initialisation(
     assert data[1]["fill"] == "tonexty"
 
 
+def test_the_titles_of_several_stacks_do_not_stand_in_the_legend(browser, tmp_path):
+    made, decoder = diagnosed(layers=2), diagnosed(layers=2, stack="decoder")
+    both = replace(made, rows=made.rows.merge(decoder.rows), reference=None)
+    page = Page(browser, both.save_html(tmp_path / "stacks.html"))
+    drawn(page, "depth")
+    boxes = lambda selector: page.driver.execute_script(  # noqa: E731
+        "return [...document.querySelectorAll('#opening-depth-0 ' + arguments[0])]"
+        ".map((one) => [one.textContent, one.getBoundingClientRect().top, one.getBoundingClientRect().bottom])",
+        selector,
+    )
+    named, titles = boxes(".legend .legendtext"), boxes(".annotation-text")
+    assert [text for text, *_ in titles] == ["encoder", "decoder"]
+    assert named
+    assert min(top for _, top, _ in titles) >= max(bottom for *_, bottom in named) - 1
+    assert page.errors() == []
+
+
 def test_every_head_is_on_the_map_with_its_kind(page, made):
     data = drawn(page, "heads")["data"]
     found = {one["name"]: len(one["x"]) for one in data}
@@ -134,6 +151,16 @@ def test_what_was_clear_and_what_was_not_checked_stand_below_the_layers(page):
     assert page.one(".headline").location["y"] < page.one(".checked").location["y"]
     assert clear < text.index("all pairs of tokens differ in float32") < unchecked
     assert unchecked < text.index("needs what heads write through W_O")
+
+
+def test_the_layers_stand_beside_their_initialisation_with_the_kinds_of_their_heads(page):
+    heads = [one.text.split("\n")[0] for one in page.all(".headline")[0].find_elements(By.CSS_SELECTOR, "thead th")]
+    assert (heads.count("× init"), heads[-1]) == (2, "heads")
+    for layer, row in enumerate(page.all(".headline")[0].find_elements(By.CSS_SELECTOR, "tbody tr")):
+        cells = [cell.text for cell in row.find_elements(By.TAG_NAME, "td")]
+        assert cells[1] == "2.00×"
+        assert cells[-1] == ("1p 3m" if layer else "")
+    assert "p points each query to keys of its own" in page.one("#overview").text
 
 
 def test_without_verdicts_a_card_says_that_it_is_clear(browser, tmp_path):

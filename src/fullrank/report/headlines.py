@@ -63,7 +63,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A headline metric: name, short heading, how heads or weights were put together, scope, whether bars end at 1."""
+    """A headline metric: name, short heading, how heads or weights were put together, scope, whether bars end at 1.
+
+    `several` names what was put together; `bars` is False for what is no number of the metric's own: ratios and kinds.
+    """
 
     metric: str
     heading: str
@@ -71,6 +74,7 @@ class Column:
     scope: str
     unit: bool
     several: str = "head"
+    bars: bool = True
 
     @property
     def caption(self) -> str:

@@ -75,6 +75,9 @@ def depth_figure(report: Report) -> Spec | None:
         if len(found) > 1:
             layout["annotations"].append(caption(stack, domains[panel][0]))
     layout["yaxis"] |= {"title": {"text": "share particular to a token"}}
+    if len(found) > 1:  # room for the panels' titles below the legend
+        layout["margin"]["t"] = 64
+        layout["legend"] = {"orientation": "h", "x": 0, "y": 1.1, "yanchor": "bottom", "font": {"size": 12}}
     return {"data": data, "layout": layout}
 
 

@@ -14,7 +14,7 @@ from fullrank.report.headlines import headlines
 from fullrank.report.opening import opening
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
-from fullrank.report.terminal_diagnosis import compared, effect_words, named_once, weights_look
+from fullrank.report.terminal_diagnosis import KINDS, beside, compared, effect_words, named_once, weights_look
 from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, model_title, number, row_notes, scope_words
 
@@ -55,6 +55,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         weights_look=weights_look,
         named_once=named_once,
         compared=compared,
+        kinds_of_heads=KINDS,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
         css=Markup(_text("page.css")),
@@ -80,7 +81,7 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
     for report, label in _pairs(reports, labels):
         tables = []
         for one in series_of((report,), ("",)):
-            tables += [(one.label, table) for table in headlines(one.rows)]
+            tables += [(one.label, beside(table, report)) for table in headlines(one.rows)]
         overviews.append(
             {
                 "label": label,

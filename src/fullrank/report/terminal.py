@@ -172,6 +172,9 @@ def _fitting(table: Headlines, width: int) -> Iterator[Headlines]:
         else:
             groups.append([index])
     columns = _widths(table, 0)
+    first = next((index for index in range(len(columns)) if _barred(table, index)), None)
+    if first is not None:
+        columns[first] += 3  # the shortest bar, and a space
     widths, room = [sum(columns[index] for index in group) for group in groups], width - len("layer")
     fewest = len(_filled(widths, room))
     narrowest = next(one for one in range(max(1, room // fewest), room + 1) if len(_filled(widths, one)) == fewest)

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
     from fullrank.report.report import Report
 
-__all__ = ["TIMES", "beside", "checked", "compared", "effect_words", "named_once", "verdicts", "weights_look"]
+__all__ = ["KINDS", "TIMES", "beside", "checked", "compared", "effect_words", "named_once", "verdicts", "weights_look"]
 
 _COLOURS = {Severity.NOTE: "cyan", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
 _COMPARED = ("token_energy", "update_share", "gradient_rms")
 """Headlines that stand beside their ratio to the initialisation."""
 TIMES = "× init"
+KINDS = (
+    "heads: p points each query to keys of its own, m mixes, a averages (much the same for every query), "
+    "s rests on one key"
+)
 _SHORT = {"pointer": "p", "mixer": "m", "average": "a", "sink": "s"}
 
 
@@ -99,12 +103,12 @@ def beside(table: Headlines, report: Report) -> Headlines:
         for layer, cells in table.lines:
             lines[layer].append(cells[index])
         if column.metric in _COMPARED and initial.get(column.metric):
-            columns.append(Column(column.metric, TIMES, "value", "all", unit=False))
+            columns.append(Column(column.metric, TIMES, "value", "all", unit=False, bars=False))
             for layer in lines:
                 lines[layer].append(Cell(_times(initial[column.metric].get(layer))))
     kinds = _kinds(report, table.title)
     if kinds and any(column.metric == "normalized_entropy" for column in table.columns):
-        columns.append(Column("selectivity", "heads", "value", "all", unit=False))
+        columns.append(Column("selectivity", "heads", "value", "all", unit=False, bars=False))
         for layer in lines:
             lines[layer].append(Cell(kinds.get(layer, "")))
     return replace(table, columns=tuple(columns), lines=tuple((layer, tuple(lines[layer])) for layer in lines))
@@ -152,10 +156,7 @@ def _how(diagnosis: Diagnosis) -> Iterator[str]:
     if diagnosis.outcome:
         yield f"tested by: {diagnosis.outcome}"
     if diagnosis.kinds:
-        yield (
-            "heads: p points each query to keys of its own, m mixes, a averages (much the same for every query), "
-            "s rests on one key"
-        )
+        yield KINDS
 
 
 def _untested(verdict: Verdict, diagnosis: Diagnosis) -> str:
