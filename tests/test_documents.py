@@ -47,7 +47,7 @@ NO_METRICS = {
     *("q", "k", "v", "o", "up", "gate", "down", "embed", "unembed"),  # roles
     *("all", "late", "samples"),  # scopes
     *("attention_mask", "position_ids", "variant", "labels", "loss"),  # arguments of models, and a column
-    *("note", "warn", "fail", "sinks", "numerics", "heads"),  # severities, verdicts, a column of the terminal
+    *("note", "warn", "fail", "sinks", "numerics", "heads", "float8_e4m3"),  # severities, verdicts, a column, a dtype
     *("permuted_null", "svdvals", "fully_shard"),  # functions, of fullrank.metrics, torch.linalg and torch.distributed
 }
 

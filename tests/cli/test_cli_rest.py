@@ -55,6 +55,7 @@ def test_the_demo_writes_its_page_and_ends_with_the_path(fullrank, here):
     assert result.exit_code == 0, result.stderr
     assert result.stdout.rstrip().endswith(f"The page: {here / 'report.html'}")
     assert "all-MiniLM-L6-v2" in (here / "report.html").read_text()
+    assert "next: fullrank demo --verify" in result.stdout  # its model has no SPEC that would name it
     assert [file.name for file in here.iterdir()] == ["report.html"]
 
 

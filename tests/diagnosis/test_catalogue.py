@@ -99,6 +99,10 @@ def test_its_command_is_one_that_the_command_line_takes(failure, model):
     assert any(options[option] for option in asked), "it asks for nothing that this run had not"
 
 
+def test_the_demo_is_tested_by_its_own_command():
+    assert parsed("fullrank demo --verify")[1]["verify"] is True
+
+
 def test_an_option_that_is_none_does_not_parse():
     with pytest.raises(Exception, match="--verity"):
         parsed("fullrank examine ./here --verity")

@@ -97,6 +97,10 @@ documents give no interval, so pass several. The model is left as it was, bit fo
 apart: a pointer reads a few keys, other ones for other queries; a mixer many, in its own way for every query; an
 average much the same for every query; a sink rests on one key.
 
+Two failures hold the numbers against more where they are told: `--target-dtype float16` (or `float8_e4m3`, …;
+`target_dtypes=`) asks whether the numbers fit a dtype that the model is not run in, and `--epsilon 1e-8` (`epsilon=`)
+whether gradients of queries and keys stand above the optimiser's.
+
 ## Limits
 
 Every number that a verdict compares with is one of these; there are no others. {study}
