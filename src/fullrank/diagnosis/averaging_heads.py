@@ -29,9 +29,8 @@ def _look(evidence: Evidence) -> Looked:
         if layers:
             suspicions.append(_suspicion(evidence, stack, heads, averaging, layers))
         few = f", which is common ({in_words(averaging)})" if averaging else ""
-        said.append(
-            f"{stack}: {len(averaging)} of {len(heads)} heads read all their keys nearly alike{few}; in no layer most of them"
-        )
+        count = f"{len(averaging)} of {len(heads)} heads"
+        said.append(f"{stack}: {count} read all their keys nearly alike{few}; in no layer most of them")
     if suspicions:
         return Looked(tuple(suspicions))
     if not said:
