@@ -62,7 +62,7 @@ def _one(failure: Failure) -> None:
     for field, words in _FIELDS.items():
         grid.add_row(Text(words, style="dim"), Text(record[field]))
     for index, one in enumerate(record["thresholds"]):
-        limit = f"{one['name'].partition('.')[2]}: {one['value']:g} ({one['unit']}): {one['reason']}"
+        limit = f"{one['name'].partition('.')[2]} {one['value']:.3g} ({one['unit']}): {one['reason']}"
         grid.add_row(Text("" if index else "limits", style="dim"), Text(limit))
     for index, paper in enumerate(failure.papers):
         grid.add_row(Text("" if index else "papers", style="dim"), Text(paper))
