@@ -240,9 +240,12 @@ def begun(model: nn.Module) -> Subject:
 
 
 class Tokenizer:
-    """All that is asked of one here."""
+    """All that is asked of one here: it begins every text."""
 
     bos_token_id = BEGIN
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [BEGIN, *text.encode()]}
 
 
 # ------------------------------------------------------------ fresh stacks that collapse
