@@ -451,15 +451,28 @@ class TestUntouched:
         def fail(module, args):
             armed.append(module)
             if len(armed) == 2:
-                raise RuntimeError("out of memory")
+                raise KeyboardInterrupt
 
         hook = patient.block(3).register_forward_pre_hook(fail)
         before = everything(patient.model)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(KeyboardInterrupt):
             trials.effect(intervention)
         assert changes(before, everything(patient.model)) == []
         hook.remove()
         assert isinstance(trials.effect(intervention), Effect)
+
+    def test_a_changed_model_that_fails_is_a_reason_and_no_end(self):
+        patient = self.patient()
+        trials = Trials(patient.model, anatomy("bert"), [Ward(patient.batch, patient.real)])
+
+        def fail(module, args):
+            raise RuntimeError("out of memory\nand more")
+
+        hook = patient.block(3).register_forward_pre_hook(fail)
+        before = everything(patient.model)
+        assert trials.effect(KINDS[0]) == "the changed model failed: out of memory."
+        assert changes(before, everything(patient.model)) == []
+        hook.remove()
 
 
 @pytest.mark.parametrize(("limit", "found"), [(1e3, [Severity.FAIL]), (1e-9, [])])

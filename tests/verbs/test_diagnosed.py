@@ -1,7 +1,6 @@
 """examine draws a reference and diagnoses: end to end on tiny models."""
 
 import functools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,6 +221,17 @@ def test_a_distributed_model_is_not_tested_and_has_no_reference(two_processes):
 # ---------------------------------------------------------------- the beginning of a sequence
 
 
+class Tokenizer:
+    """Stands in for one: puts its token in front of every text, or has it without using it."""
+
+    def __init__(self, token, *, in_front):
+        self.bos_token_id, self.in_front = token, in_front
+
+    def __call__(self, text):
+        front = [self.bos_token_id] if self.in_front and self.bos_token_id is not None else []
+        return {"input_ids": [*front, 3]}
+
+
 @pytest.fixture
 def bos(monkeypatch):
     """What the evidence says of the beginning."""
@@ -236,8 +246,8 @@ def bos(monkeypatch):
 
     monkeypatch.setattr(diagnosed, "diagnose", diagnose)
 
-    def of(ids, token, **more):
-        tokenizer = None if token is None else SimpleNamespace(bos_token_id=token if token >= 0 else None)
+    def of(ids, token, *, in_front=True, **more):
+        tokenizer = None if token is None else Tokenizer(token if token >= 0 else None, in_front=in_front)
         subject = Subject(gpt2(), "mine", "", False, tokenizer=tokenizer)
         examined(subject, {"input_ids": ids, **more}, reference=False)
         return seen.pop()
@@ -254,6 +264,10 @@ def test_the_batch_begins_with_the_tokenizers_token_or_not(bos):
     one_without = with_it.clone()
     one_without[2, 0] = 3
     assert bos(one_without, 49) is False
+
+
+def test_a_token_that_the_tokenizer_never_puts_in_front_is_not_missing(bos):
+    assert bos(batch()["input_ids"], 49, in_front=False) is None
 
 
 @pytest.mark.parametrize("token", [None, -1])

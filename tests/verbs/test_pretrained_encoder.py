@@ -105,7 +105,7 @@ def test_the_report_has_every_section(examined):
 
 
 def test_examining_draws_nothing_from_the_global_random_state(encoder, monkeypatch):
-    """`examine` puts the random state back, which would hide a draw: here it cannot."""
+    """`examine` puts the random state back, which would hide a draw: here it cannot. A reference is a draw."""
     monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
     model = AutoModel.from_pretrained(encoder).eval()
     batch = {"input_ids": torch.arange(5, 21).reshape(2, 8)}
@@ -113,7 +113,7 @@ def test_examining_draws_nothing_from_the_global_random_state(encoder, monkeypat
     model.register_forward_pre_hook(lambda m, args: seen.append(global_random_states()))
     model.register_forward_hook(lambda m, args, out: seen.append(global_random_states()))
     before = global_random_states()
-    fullrank.examine(model, batch)
+    fullrank.examine(model, batch, reference=False)
     assert len(seen) == 4  # before and after the forward, in the survey and in the recording
     assert all(state == before for state in [*seen, global_random_states()])
 

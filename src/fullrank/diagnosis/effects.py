@@ -88,14 +88,18 @@ class Trials:
         self._known: dict[Intervention, Effect | str] = {}
         self._reached: dict[str, bool] = {}
         self._refused = ""
-        with self._undisturbed():
-            self._draws = _Draws(model)
-            first, sequences = self._unchanged(batches[0])
-            apart = _apart(batches) if sequences == batches[0].sequences else list(batches)
-            outcome = outcome_of(first, anatomy, apart=len(apart) > 1)
-            self._measured = _measured(outcome, anatomy, memory // len(batches))
-            self._runs = apart if self._measured.apart else list(batches)
-            self._see((first, sequences) if self._runs[0] is batches[0] else None)
+        self._measured = _measured("state", anatomy, memory // len(batches))
+        self._draws, self._runs = _Draws(model), list(batches)
+        try:
+            with self._undisturbed():
+                first, sequences = self._unchanged(batches[0])
+                apart = _apart(batches) if sequences == batches[0].sequences else list(batches)
+                outcome = outcome_of(first, anatomy, apart=len(apart) > 1)
+                self._measured = _measured(outcome, anatomy, memory // len(batches))
+                self._runs = apart if self._measured.apart else list(batches)
+                self._see((first, sequences) if self._runs[0] is batches[0] else None)
+        except (RuntimeError, ValueError, TypeError, EditError) as reason:
+            self._refused = f"the unchanged model could not be run again: {_first_line(reason)}."
 
     @property
     def outcome(self) -> Outcome:
@@ -185,6 +189,8 @@ class Trials:
                     changes.append(self._measured.changes(index, output))
         except (EditError, Unmeasured) as reason:
             return str(reason)
+        except (RuntimeError, ValueError, TypeError) as reason:  # of code that has never seen such a state
+            return f"the changed model failed: {_first_line(reason)}."
         return torch.cat(changes).tolist()
 
     def _reaches(self, stack: str) -> bool:
@@ -250,3 +256,7 @@ class _Draws:
         for put_back in self._put_back:
             put_back()
         return run(model)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

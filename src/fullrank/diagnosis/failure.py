@@ -33,11 +33,20 @@ class Test:
     limits: tuple[tuple[str, float], ...]
 
     def confirms(self, effect: Effect) -> bool | None:
-        """Whether an effect bears the suspicion out; None where its interval holds the limit."""
+        """Whether an effect bears the suspicion out.
+
+        A loss that falls by more than the limit is an effect too. Of a loss that is below the limit anyway nothing can
+        be told.
+
+        Returns:
+            None where the interval holds the limit, or where nothing can be told.
+        """
         limit = dict(self.limits)[effect.outcome]
-        if effect.high < limit:
+        if effect.baseline is not None and effect.baseline < limit:
+            return None
+        if -limit < effect.low and effect.high < limit:
             return self.expects == "no effect"
-        return self.expects == "effect" if effect.low > limit else None
+        return self.expects == "effect" if effect.low > limit or effect.high < -limit else None
 
 
 @dataclass(frozen=True)

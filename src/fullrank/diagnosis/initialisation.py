@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +59,7 @@ def reinitialised(model: nn.Module, *, seed: int) -> Initialised:
     reason = _refusal(model)
     if reason:
         return _none(reason)
-    with forked_rng(seed):
+    with forked_rng(seed), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)

@@ -67,7 +67,17 @@ def _arguments(model: nn.Module) -> dict[str, Any] | None:
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if any(one.kind not in by_name or one.name not in held for one in taken):
         return None
-    return {one.name: held[one.name] for one in taken}
+    arguments = {one.name: held[one.name] for one in taken}
+    # what holds weights would be copied as it is: trained
+    return None if any(_holds_weights(value) for value in arguments.values()) else arguments
+
+
+def _holds_weights(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_weights, value))
+    if isinstance(value, dict):
+        return any(map(_holds_weights, value.values()))
+    return isinstance(value, nn.Module | torch.Tensor)
 
 
 def _structure(model: nn.Module) -> list[Any]:

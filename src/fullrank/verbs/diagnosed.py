@@ -77,19 +77,35 @@ def reference_of(
     Returns:
         The reference, and what comparing the weights with it says of them.
     """
-    unwanted = unwanted or ("the model is distributed" if ranks.several else "")
+    unwanted = unwanted or _unfit(subject, calls, ranks)
     if unwanted:
-        weights, because = freshness(subject.model, None, told=subject.fresh)
-        return Reference(None, weights, because, f"no reference: {unwanted}.")
+        return _none(subject, unwanted)
     tell("drawing the initialisation", 0.0)
-    made = reinitialised(subject.model, seed=seed + _OTHER_SEED)
-    weights, because = freshness(subject.model, made.model, told=subject.fresh)
-    if made.model is None:
-        return Reference(None, weights, because, made.how)
-    rows, notes = reference_rows(made.model, calls, anatomy, seed=seed, tell=tell, ranks=ranks, **measured)
+    try:
+        made = reinitialised(subject.model, seed=seed + _OTHER_SEED)
+        weights, because = freshness(subject.model, made.model, told=subject.fresh)
+        if made.model is None:
+            return Reference(None, weights, because, made.how)
+        rows, notes = reference_rows(made.model, calls, anatomy, seed=seed, tell=tell, ranks=ranks, **measured)
+    except Exception as error:  # noqa: BLE001 - a reference that fails must not take the report with it
+        return _none(subject, f"drawing it failed ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})")
     report = Report(rows=Table(rows), about={"model": f"{subject.name} at initialisation"}) if rows else None
     how = made.how if rows else next(iter(notes), "no reference: nothing was measured of it.")
     return Reference(report, weights, because, how, tuple(notes) if rows else ())
+
+
+def _unfit(subject: Subject, calls: Sequence[Call], ranks: Ranks) -> str:
+    """Why a reference would say nothing of this run; empty where it would."""
+    if ranks.several:
+        return "the model is distributed"
+    if subject.fresh:
+        return "the weights are fresh, and are their own initialisation"
+    return "the batch continues a cache that this model has made" if any(call.past for call in calls) else ""
+
+
+def _none(subject: Subject, why: str) -> Reference:
+    weights, because = freshness(subject.model, None, told=subject.fresh)
+    return Reference(None, weights, because, f"no reference: {why}.")
 
 
 def require_testable(calls: Sequence[Call], ranks: Ranks) -> None:
@@ -158,9 +174,15 @@ def diagnosed(
 
 
 def _begins(subject: Subject, calls: Sequence[Call]) -> bool | None:
-    """Whether every sequence begins with the tokenizer's token for that; None where there is none, or nobody knows."""
+    """Whether every sequence begins with the token that the tokenizer begins texts with.
+
+    Returns:
+        None where it begins texts with none (GPT-2 has such a token and never puts it in front), or nobody knows.
+    """
     token = getattr(subject.tokenizer, "bos_token_id", None)
-    if token is None or any(call.token_ids is None or isinstance(call.real, dict) for call in calls):
+    if token is None or not _puts_in_front(subject.tokenizer, token):
+        return None
+    if any(call.token_ids is None or isinstance(call.real, dict) for call in calls):
         return None
     for call in calls:
         assert call.token_ids is not None
@@ -170,3 +192,10 @@ def _begins(subject: Subject, calls: Sequence[Call]) -> bool | None:
         if not bool((call.token_ids.gather(1, first) == token).all()):
             return False
     return True
+
+
+def _puts_in_front(tokenizer: Any, token: int) -> bool:
+    try:
+        return list(tokenizer("a")["input_ids"])[:1] == [token]
+    except Exception:  # noqa: BLE001 - whatever stands in for a tokenizer may not read texts
+        return False

@@ -30,7 +30,7 @@ from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan
 from fullrank.verbs.diagnosed import diagnosed, reference_of, require_testable
 from fullrank.verbs.gradients import Backwards, gradient_observers
-from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights
+from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights, stretch
 from fullrank.verbs.ranks import Ranks, ranks_of
 from fullrank.verbs.statistics import statistics_notes
 from fullrank.verbs.within import record_within
@@ -87,6 +87,7 @@ def examine(
             singular values; costs a second copy of the weights while that lasts.
         verify: test suspicions by intervention: blocks are skipped, heads silenced, states replaced, and the change of
             the model's own loss (or of its output distribution, or its final state) is taken, document by document.
+            Costs a forward of the batch for each, outside of the time budget.
         target_dtypes: dtypes whose range the numbers must fit too: float16, bfloat16, float8_e4m3, float8_e5m2.
         epsilon: the optimiser's, with which gradients of queries and keys are compared; needs gradients and weights.
         seed: for the default batch and for starting blocks of the iterations.
@@ -118,7 +119,8 @@ def examine(
     given, calls = ranks.agree(lambda: _calls(subject, batch, mask, seed, ranks, contexts=lengths))
     if verify:
         require_testable(calls, ranks)
-    tell = progress or (lambda what, share: None)
+    hear = progress or (lambda what, share: None)
+    tell = stretch(hear, 0.0, _MEASURED if reference else 1.0)
     budget = _budget(seconds, lengths, ranks)
     with undisturbed(network, batch_statistics=batch_statistics):
         tell("finding the blocks", 0.0)
@@ -164,7 +166,7 @@ def examine(
         anatomy,
         unwanted="" if reference and (budget is None or budget.left > _FORWARDS * forward) else _UNWANTED[reference],
         seed=seed,
-        tell=tell,
+        tell=stretch(hear, _MEASURED, 1.0),
         ranks=ranks,
         gradients=gradients and budget is None,
         probes=probes,
@@ -182,12 +184,14 @@ def examine(
     report = Report(
         rows=Table(rows), about=told, spectra=kept_spectra(observers), context_slopes=tuple(by_context.slopes)
     )
+    hear("looking for failures", 1.0)
     report = diagnosed(
         report, subject, calls, anatomy, drawn, held=held, verify=verify, batch_statistics=batch_statistics
     )
     return replace(report, about=told | {"seconds": round(time.perf_counter() - started, 3)})
 
 
+_MEASURED = 0.7  # of the progress, where a reference follows
 _FORWARDS = 4  # what a reference costs, in forwards of the first call: the survey, a forward, and measuring it
 _UNWANTED = {
     False: "none was asked for (reference=False, --no-reference)",

@@ -17,10 +17,16 @@ from fullrank.table import Row
 from fullrank.verbs.batches import Call
 from fullrank.verbs.ranks import Attempt, Ranks
 
-__all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights"]
+__all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights", "stretch"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of all that is done, from 0 to 1."""
+
+
+def stretch(tell: Progress, low: float, high: float) -> Progress:
+    """Progress whose 0 to 1 is a part of somebody's."""
+    return lambda what, share: tell(what, low + (high - low) * share)
+
 
 RunCall = Callable[[Call, Recorder], list[str]]
 """Runs one call under an entered recorder; gives sentences about what could not be had."""
