@@ -56,12 +56,13 @@ def blocks(model, cache):
     from planted.skipping import blocks_of
     from planted.trained import ARCHITECTURES, HALVES, held_out_digits, held_out_windows, trained
 
-    name, seed, _ = model
+    name, seed, still = model
     made = ARCHITECTURES[name]
-    draw, count = (held_out_windows, 40) if made.reads == "text" else (held_out_digits, 75)
+    draw, count = (held_out_windows, 40) if made.reads == "text" else (held_out_digits, 150)
     data = [torch.cat(parts) for parts in zip(*(draw(half, count, 7) for half in HALVES), strict=True)]
     batch = made.batch(tuple(data), torch.Generator().manual_seed(0))
-    return blocks_of(f"{name} {seed}", trained(name, seed, cache=cache), batch)
+    of = f"{name} {seed}{'-' * bool(still)}{'-'.join(map(str, still))}"
+    return blocks_of(of, trained(name, seed, still=still, cache=cache), batch)
 
 
 def family(name):
@@ -129,8 +130,9 @@ def spearman_lines(found):
     kinds = {}
     for one in found:
         kinds.setdefault(one.model.rpartition(" ")[0], []).append(one)
-    free = [one for name in ("gpt2", "llama", "vit") for one in kinds[name]]
-    rows = [*kinds.items(), ("gpt2, llama and vit together", free), ("all together", list(found))]
+    decoders = [*kinds["gpt2"], *kinds["llama"]]
+    rows = [*kinds.items(), ("decoders together", decoders), ("decoders and vit together", [*decoders, *kinds["vit"]])]
+    rows.append(("all together", list(found)))
     lines = ["| models | how many | blocks | Spearman |", "|---|---|---|---|"]
     for name, of in rows:
         rho = spearmanr([one.proxy for one in of], [one.change for one in of]).statistic
@@ -179,8 +181,8 @@ def text(outcomes, found, families, seconds):
         "## Skipping blocks",
         "",
         "How well the cheap proxy for dead depth (relative size of a block's update, or the sine of the angle by",
-        "which it turns the stream where that is less) foretells the loss without the block, in healthy trained",
-        "models on 80 texts or 150 digits that they were not trained on.",
+        "which it turns the stream where that is less) foretells the loss without the block, in all trained",
+        "models on 80 texts or 300 digits that they were not trained on.",
         "",
         *spearman_lines(found),
         "",
@@ -223,8 +225,7 @@ def measured(pool, cache, *, again):
 
     over(train, models(), cache=cache)
     outcomes = {half: kept(half, lambda half=half: over(case, cases(half), cache=cache)) for half in HALVES}
-    healthy = [model for model in models() if not model[2]]
-    found = kept("blocks", lambda: [one for of in over(blocks, healthy, cache=cache) for one in of])
+    found = kept("blocks", lambda: [one for of in over(blocks, models(), cache=cache) for one in of])
     families = kept("families", lambda: over(family, sampled()))
     seconds = [one.seconds for of in outcomes.values() for one in of]
     return outcomes, found, families, sum(seconds) / len(seconds)
