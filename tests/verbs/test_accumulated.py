@@ -10,6 +10,9 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, L
 import fullrank
 from alike import differences, numbers
 
+examine = functools.partial(fullrank.examine, reference=False)  # rows are compared here, not verdicts
+
+
 SEQUENCES, TOKENS = 4, 40
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50, "intermediate_size": 32}
 
@@ -78,9 +81,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_batches_one_by_one_give_the_joined_report(name, kind):
-    together = fullrank.examine(model(name), joined(), **KINDS[kind])
+    together = examine(model(name), joined(), **KINDS[kind])
     loader = Loader(joined(), (2, 1, 1))
-    apart = fullrank.examine(model(name), iter(loader) if kind == "plain" else loader, **KINDS[kind])
+    apart = examine(model(name), iter(loader) if kind == "plain" else loader, **KINDS[kind])
     assert_same(apart, together, projected=OF_PARAMETERS if kind == "gradients" else frozenset())
     assert apart.about["input"]["tokens"] == together.about["input"]["tokens"] == 140
     assert len(apart.context_slopes) == len(together.context_slopes)
@@ -92,25 +95,25 @@ def test_gradients_of_a_loss_add_up_over_batches():
         grouped = {"num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": None}
         network = LlamaForCausalLM(LlamaConfig(**SIZES, **grouped)).eval()
     batch = {"input_ids": joined()["input_ids"], "labels": joined()["input_ids"]}
-    together = fullrank.examine(network, batch, spectrum=False, gradients=True)
-    apart = fullrank.examine(network, Loader(batch, (3, 1)), spectrum=False, gradients=True)
+    together = examine(network, batch, spectrum=False, gradients=True)
+    apart = examine(network, Loader(batch, (3, 1)), spectrum=False, gradients=True)
     assert apart.about["gradients"] == "the model's own loss"
     assert {row.metric for row in apart.rows} >= OF_PARAMETERS
     assert_same(apart, together)
 
 
 def test_packed_batches_one_by_one_give_the_joined_report():
-    together = fullrank.examine(model("decoder"), packed(), spectrum=False)
-    apart = fullrank.examine(model("decoder"), Loader(packed(), (3, 1)), spectrum=False)
+    together = examine(model("decoder"), packed(), spectrum=False)
+    apart = examine(model("decoder"), Loader(packed(), (3, 1)), spectrum=False)
     assert_same(apart, together)
     assert any("4 rows hold 8 packed documents" in note for note in apart.about["notes"])
 
 
 def test_batches_of_different_lengths_are_accumulated():
     ids = joined()["input_ids"]
-    apart = fullrank.examine(model("decoder"), ({"input_ids": one} for one in (ids[:3], ids[3:, :27])), spectrum=False)
+    apart = examine(model("decoder"), ({"input_ids": one} for one in (ids[:3], ids[3:, :27])), spectrum=False)
     mask = torch.ones_like(ids)
     mask[3, 27:] = 0
-    together = fullrank.examine(model("decoder"), {"input_ids": ids, "attention_mask": mask}, spectrum=False)
+    together = examine(model("decoder"), {"input_ids": ids, "attention_mask": mask}, spectrum=False)
     assert not differences(apart, together, tolerance=1e-4, absolute=1e-6)
     assert sum(value is not None for value, *_ in numbers(apart).values()) > 100

@@ -1,5 +1,7 @@
 """Several contexts in one report: read by position they are what runs on the first tokens alone give."""
 
+import functools
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, LlamaConfig, LlamaModel, T5Config, T5Model
@@ -10,6 +12,9 @@ from fullrank.errors import BatchError, FullrankError
 from fullrank.spec import inputs, load
 from fullrank.table import Table
 from tiny import save_bert, save_tokenizer
+
+examine = functools.partial(fullrank.examine, reference=False)  # rows are compared here, not verdicts
+
 
 CONTEXTS = (16, 33, 72)
 
@@ -73,10 +78,10 @@ def ragged(side, lengths, T):
 def test_one_pass_read_by_position_equals_runs_on_the_first_tokens_alone(longer):
     """Every attention, token and spectral number, at every context."""
     model, ids = decoder(layers=2), tokens(3, CONTEXTS[-1] + longer)
-    report = fullrank.examine(model, {"input_ids": ids}, contexts=CONTEXTS)
+    report = examine(model, {"input_ids": ids}, contexts=CONTEXTS)
     assert any("read by position in one pass" in note for note in report.about["notes"])
     for context in CONTEXTS:
-        alone = fullrank.examine(model, {"input_ids": ids[:, :context]})
+        alone = examine(model, {"input_ids": ids[:, :context]})
         same(at(report, context), headlines(alone))
 
 
@@ -84,12 +89,12 @@ def test_one_pass_read_by_position_equals_runs_on_the_first_tokens_alone(longer)
 def test_positions_count_real_tokens_and_short_sequences_drop_out(side):
     model, lengths = decoder(), (72, 20, 40)
     batch = ragged(side, lengths, 72)
-    report = fullrank.examine(model, batch, contexts=CONTEXTS, spectrum=False)
+    report = examine(model, batch, contexts=CONTEXTS, spectrum=False)
     for context in CONTEXTS:
         long = [row for row, n in enumerate(lengths) if n >= context]
         real = [batch["input_ids"][row][batch["attention_mask"][row].bool()] for row in long]
         cut = torch.stack([ids[:context] for ids in real])
-        alone = fullrank.examine(model, {"input_ids": cut}, spectrum=False)
+        alone = examine(model, {"input_ids": cut}, spectrum=False)
         found = at(report, context)
         assert {row.n for row in found.values() if row.metric == "similarity"} == {len(long)}
         # rotations by other angles, as positions begin elsewhere: equal but for rounding
@@ -99,8 +104,8 @@ def test_positions_count_real_tokens_and_short_sequences_drop_out(side):
 def test_several_batches_are_read_as_one():
     model, ids = decoder(), tokens(4, 40)
     contexts = (16, 33)
-    whole = fullrank.examine(model, {"input_ids": ids}, contexts=contexts, spectrum=False)
-    parts = fullrank.examine(model, [{"input_ids": ids[:3]}, {"input_ids": ids[3:]}], contexts=contexts, spectrum=False)
+    whole = examine(model, {"input_ids": ids}, contexts=contexts, spectrum=False)
+    parts = examine(model, [{"input_ids": ids[:3]}, {"input_ids": ids[3:]}], contexts=contexts, spectrum=False)
     for context in contexts:
         same(at(parts, context), at(whole, context))
     for one, other in zip(parts.context_slopes, whole.context_slopes, strict=True):
@@ -113,8 +118,8 @@ def test_several_batches_are_read_as_one():
 def test_a_batch_without_a_long_sequence_leaves_the_others_paired():
     model, ids = decoder(), tokens(3, 40)
     short = {"input_ids": tokens(2, 20, seed=6)}
-    report = fullrank.examine(model, [short, {"input_ids": ids}], contexts=(16, 40), spectrum=False)
-    alone = fullrank.examine(model, {"input_ids": ids}, contexts=(16, 40), spectrum=False)
+    report = examine(model, [short, {"input_ids": ids}], contexts=(16, 40), spectrum=False)
+    alone = examine(model, {"input_ids": ids}, contexts=(16, 40), spectrum=False)
     same(at(report, 40), at(alone, 40))
     ours, theirs = ({(s.layer, s.head, s.metric, s.scope, s.part, s.site): s for s in r.context_slopes}
                     for r in (report, alone))  # fmt: skip
@@ -126,31 +131,31 @@ def test_a_batch_without_a_long_sequence_leaves_the_others_paired():
 
 def test_a_bidirectional_model_is_run_at_each_length_on_the_same_sequences_cut():
     model, ids = encoder(), tokens(3, 72)
-    report = fullrank.examine(model, {"input_ids": ids}, contexts=CONTEXTS)
+    report = examine(model, {"input_ids": ids}, contexts=CONTEXTS)
     assert any("run at each length" in note for note in report.about["notes"])
     assert not any("late" in row.scope for row in report.rows)
     for context in CONTEXTS:
-        same(at(report, context), headlines(fullrank.examine(model, {"input_ids": ids[:, :context]})))
+        same(at(report, context), headlines(examine(model, {"input_ids": ids[:, :context]})))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_cut_away_where_a_model_is_run_at_each_length(side):
     model, lengths = encoder(), (72, 20, 40)
     batch = ragged(side, lengths, 72)
-    report = fullrank.examine(model, batch, contexts=CONTEXTS, spectrum=False)
+    report = examine(model, batch, contexts=CONTEXTS, spectrum=False)
     for context in CONTEXTS:
         long = [row for row, n in enumerate(lengths) if n >= context]
         cut = torch.stack([batch["input_ids"][r][batch["attention_mask"][r].bool()][:context] for r in long])
-        same(at(report, context), headlines(fullrank.examine(model, {"input_ids": cut}, spectrum=False)))
+        same(at(report, context), headlines(examine(model, {"input_ids": cut}, spectrum=False)))
 
 
 def test_an_encoder_decoder_has_rows_of_both_stacks_at_each_length():
     config = T5Config(num_layers=1, num_decoder_layers=1, d_model=16, d_ff=16, num_heads=2, d_kv=8, vocab_size=64)
     model, ids = built(T5Model, config), tokens(2, 40)
     batch = {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
-    report = fullrank.examine(model, batch, contexts=(16, 40), spectrum=False)
+    report = examine(model, batch, contexts=(16, 40), spectrum=False)
     short = {"input_ids": ids[:, :16], "decoder_input_ids": ids.flip(1)[:, :16]}
-    same(at(report, 16), headlines(fullrank.examine(model, short, spectrum=False)))
+    same(at(report, 16), headlines(examine(model, short, spectrum=False)))
     assert {row.stack for row in at(report, 40).values()} == {"encoder", "decoder"}
     assert any(row.part == "cross" and row.scope == "all+context=16" for row in report.rows)
 
@@ -163,7 +168,7 @@ def test_of_two_towers_only_the_one_that_is_cut_has_rows_by_context():
     model = built(CLIPModel, CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": tokens(2, 32), "pixel_values": pixels}
-    report = fullrank.examine(model, batch, contexts=(16, 32), spectrum=False)
+    report = examine(model, batch, contexts=(16, 32), spectrum=False)
     stacks = {row.stack for row in report.rows}
     moving = {row.stack for row in report.rows if "context=" in row.scope}
     assert "vision" in stacks
@@ -178,11 +183,11 @@ def test_a_decoder_whose_positions_follow_the_length_is_run_at_each_length():
     model.rotary_emb.max_seq_len_cached = model.rotary_emb.original_max_seq_len = 24
     model.rotary_emb.config.max_position_embeddings = model.config.max_position_embeddings = 24
     ids = tokens(2, 72)
-    report = fullrank.examine(model, {"input_ids": ids}, contexts=(16, 72), spectrum=False)
+    report = examine(model, {"input_ids": ids}, contexts=(16, 72), spectrum=False)
     notes = " ".join(report.about["notes"])
     assert "the first 16 tokens alone give other states than within 72 tokens" in notes
     assert "run at each length" in notes
-    same(at(report, 16), headlines(fullrank.examine(model, {"input_ids": ids[:, :16]}, spectrum=False)))
+    same(at(report, 16), headlines(examine(model, {"input_ids": ids[:, :16]}, spectrum=False)))
 
 
 # ------------------------------------------------------------ the report
@@ -190,8 +195,8 @@ def test_a_decoder_whose_positions_follow_the_length_is_run_at_each_length():
 
 def test_the_numbers_of_the_whole_sequences_stay_as_they_are_and_come_first():
     model, batch = decoder(), {"input_ids": tokens(3, 72)}
-    plain = fullrank.examine(model, batch, spectrum=False)
-    report = fullrank.examine(model, batch, contexts=CONTEXTS, spectrum=False)
+    plain = examine(model, batch, spectrum=False)
+    report = examine(model, batch, contexts=CONTEXTS, spectrum=False)
     assert Table(row for row in report.rows if "context=" not in row.scope) == plain.rows
     for metric in ("entropy", "similarity"):
         where = {"site": "stream"} if metric == "similarity" else {}
@@ -203,10 +208,10 @@ def test_the_numbers_of_the_whole_sequences_stay_as_they_are_and_come_first():
 def test_texts_cut_shorter_keep_the_special_tokens_that_close_them(tmp_path):
     save_tokenizer(save_bert(tmp_path / "bert"))
     subject = load(str(tmp_path / "bert"))
-    report = fullrank.examine(subject, contexts=(12, 24), spectrum=False)
+    report = examine(subject, contexts=(12, 24), spectrum=False)
     short = inputs(subject, context=12)
     assert (short.batches[0]["input_ids"][:, -1] == 3).all()  # [SEP]
-    same(at(report, 12), headlines(fullrank.examine(subject, short, spectrum=False)))
+    same(at(report, 12), headlines(examine(subject, short, spectrum=False)))
     assert report.about["input"]["tokens"] == 8 * 24
 
 
@@ -218,8 +223,8 @@ def test_tensors_of_a_plain_encoder_are_cut_along_tokens_wherever_these_stand():
             model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
         X = torch.randn(3, 24, 8, generator=torch.Generator().manual_seed(1))
         whole, short = (X, X[:, :12]) if batch_first else (X.transpose(0, 1), X[:, :12].transpose(0, 1))
-        report = fullrank.examine(model, whole, contexts=(12, 24), spectrum=False)
-        same(at(report, 12), headlines(fullrank.examine(model, short, spectrum=False)))
+        report = examine(model, whole, contexts=(12, 24), spectrum=False)
+        same(at(report, 12), headlines(examine(model, short, spectrum=False)))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +243,7 @@ def test_tensors_of_a_plain_encoder_are_cut_along_tokens_wherever_these_stand():
 )
 def test_contexts_that_cannot_be_read_are_one_sentence(contexts, said):
     with pytest.raises(BatchError, match=said) as error:
-        fullrank.examine(decoder(), {"input_ids": tokens(2, 72)}, contexts=contexts, spectrum=False)
+        examine(decoder(), {"input_ids": tokens(2, 72)}, contexts=contexts, spectrum=False)
     assert str(error.value).startswith("contexts=")
     assert "\n" not in str(error.value)
 
@@ -257,13 +262,13 @@ def test_a_batch_without_tokens_has_no_contexts():
             return X
 
     with pytest.raises(BatchError, match="contexts= cuts sequences of tokens; this batch holds none"):
-        fullrank.examine(Images().eval(), torch.randn(2, 3, 16, 16), contexts=(8, 16))
+        examine(Images().eval(), torch.randn(2, 3, 16, 16), contexts=(8, 16))
 
 
 def test_contexts_beyond_learned_positions_are_refused(tmp_path):
     save_tokenizer(save_bert(tmp_path / "bert"))
     with pytest.raises(BatchError, match="learned positions"):
-        fullrank.examine(str(tmp_path / "bert"), contexts=(32, 128))
+        examine(str(tmp_path / "bert"), contexts=(32, 128))
 
 
 # ------------------------------------------------------------ chosen heads
@@ -271,8 +276,8 @@ def test_contexts_beyond_learned_positions_are_refused(tmp_path):
 
 def test_spectra_of_chosen_heads_equal_those_of_all_and_nothing_else_is_taken():
     model, batch = decoder(layers=2), {"input_ids": tokens(3, 40)}
-    everything = fullrank.examine(model, batch)
-    chosen = fullrank.examine(model, batch, heads=["decoder.1.3", "2.0", "2.2"])
+    everything = examine(model, batch)
+    chosen = examine(model, batch, heads=["decoder.1.3", "2.0", "2.2"])
     spectral = {"attention_s1", "attention_s2", "outlier_share", "attention_stable_rank", "uniform_distance",
                 "smoothing_gain", "bulk_excess"}  # fmt: skip
     found = {(row.layer, row.head) for row in chosen.rows if row.metric in spectral}
@@ -288,7 +293,7 @@ def test_spectra_of_chosen_heads_equal_those_of_all_and_nothing_else_is_taken():
 
 
 def test_spectra_of_chosen_heads_have_slopes_over_contexts():
-    report = fullrank.examine(decoder(), {"input_ids": tokens(3, 40)}, heads=["1.3"], contexts=(16, 40))
+    report = examine(decoder(), {"input_ids": tokens(3, 40)}, heads=["1.3"], contexts=(16, 40))
     assert {(s.layer, s.head) for s in report.context_slopes if s.metric == "attention_s2"} == {(1, 3)}
 
 
@@ -306,18 +311,18 @@ def test_spectra_of_chosen_heads_have_slopes_over_contexts():
 )
 def test_heads_that_are_not_there_are_one_sentence(heads, said):
     with pytest.raises(FullrankError, match=said):
-        fullrank.examine(decoder(), {"input_ids": tokens(2, 24)}, heads=heads)
+        examine(decoder(), {"input_ids": tokens(2, 24)}, heads=heads)
 
 
 def test_heads_are_chosen_for_spectra_or_not_at_all():
     with pytest.raises(BatchError, match="spectrum=False"):
-        fullrank.examine(decoder(), {"input_ids": tokens(2, 24)}, heads=["1.0"], spectrum=False)
+        examine(decoder(), {"input_ids": tokens(2, 24)}, heads=["1.0"], spectrum=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_as_many_sequences_as_tokens_are_cut_along_tokens(dtype):
     model, x = encoder(), tokens(24, 24)
     real = torch.ones(24, 24).to(dtype)
-    report = fullrank.examine(model, {"input_ids": x, "attention_mask": real}, contexts=(12, 24), spectrum=False)
+    report = examine(model, {"input_ids": x, "attention_mask": real}, contexts=(12, 24), spectrum=False)
     short = {"input_ids": x[:, :12].contiguous(), "attention_mask": real[:, :12]}
-    same(at(report, 12), headlines(fullrank.examine(model, short, spectrum=False)))
+    same(at(report, 12), headlines(examine(model, short, spectrum=False)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 
 import pytest
@@ -13,6 +14,8 @@ from torch.testing import assert_close
 
 import fullrank
 from golden import assert_golden, golden
+
+examine = functools.partial(fullrank.examine, reference=False)  # rows are compared here, not verdicts
 
 
 def draw(*shape: int, seed: int = 100) -> torch.Tensor:
@@ -98,7 +101,7 @@ def values(report, metric):
 
 
 def test_the_rank_of_a_relu_network_falls_with_depth_as_published():
-    report = fullrank.examine(sequential(32, norm=False), draw(128, 784))
+    report = examine(sequential(32, norm=False), draw(128, 784))
     rank, participation = values(report, "numerical_rank"), values(report, "participation_ratio")
     depths = (0, 2, 4, 6, 10, 12, 20, 32)
     assert_golden("bn-fig1-rank-synthetic", [rank[depth + 1] for depth in depths])
@@ -107,7 +110,7 @@ def test_the_rank_of_a_relu_network_falls_with_depth_as_published():
 
 def test_batch_norm_keeps_the_rank_at_every_depth_when_it_uses_the_statistics_of_the_batch():
     model = sequential(32, norm=True)
-    report = fullrank.examine(model, draw(128, 784), batch_statistics=True)
+    report = examine(model, draw(128, 784), batch_statistics=True)
     rank, participation = values(report, "numerical_rank"), values(report, "participation_ratio")
     expected, tolerance = golden("bn-fig1-rank-bn")["expected"], golden("bn-fig1-rank-bn")["tolerance"]
     assert all(abs(rank[layer] - expected) <= tolerance for layer in range(1, 34))
@@ -117,13 +120,13 @@ def test_batch_norm_keeps_the_rank_at_every_depth_when_it_uses_the_statistics_of
 
 def test_batch_norms_of_a_fresh_network_do_nothing_in_evaluation_and_the_report_says_so():
     model = sequential(12, norm=True)
-    report = fullrank.examine(model, draw(128, 784))
+    report = examine(model, draw(128, 784))
     assert values(report, "participation_ratio")[13] < 1.5
     assert any("no batch norm of this model has seen a batch" in note for note in report.about["notes"])
     model.train()
     with torch.no_grad():
         model(draw(128, 784))
-    trained = fullrank.examine(model, draw(128, 784))
+    trained = examine(model, draw(128, 784))
     assert any("running mean and variance" in note for note in trained.about["notes"])
     assert model.training
 
@@ -133,14 +136,14 @@ def test_statistics_of_the_batch_leave_no_trace_not_even_in_the_running_ones():
     model[1].eval()
     before = copy.deepcopy(model.state_dict())
     flags = [module.training for module in model.modules()]
-    fullrank.examine(model, draw(16, 784), batch_statistics=True)
+    examine(model, draw(16, 784), batch_statistics=True)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [module.training for module in model.modules()] == flags
 
 
 def test_statistics_of_the_batch_asked_of_a_model_without_them_are_answered():
-    report = fullrank.examine(sequential(2, norm=False), draw(16, 784), batch_statistics=True)
+    report = examine(sequential(2, norm=False), draw(16, 784), batch_statistics=True)
     assert any("batch_statistics=True changes nothing" in note for note in report.about["notes"])
 
 
@@ -150,15 +153,15 @@ def test_a_loop_written_by_hand_is_the_same_network(batch_statistics):
     for index, (linear, norm) in enumerate(zip(loop.linears, loop.norms, strict=True)):
         linear.load_state_dict(flat[3 * index].state_dict())
         norm.load_state_dict(flat[3 * index + 1].state_dict())
-    one = fullrank.examine(flat, draw(32, 784), batch_statistics=batch_statistics)
-    other = fullrank.examine(loop, draw(32, 784), batch_statistics=batch_statistics)
+    one = examine(flat, draw(32, 784), batch_statistics=batch_statistics)
+    other = examine(loop, draw(32, 784), batch_statistics=batch_statistics)
     assert [(r.layer, r.metric, r.value) for r in one.rows] == [(r.layer, r.metric, r.value) for r in other.rows]
     assert any("its 6 layers of weights" in note for note in one.about["notes"])
 
 
 def test_numbers_are_those_of_the_matrix_of_samples():
     model, x = sequential(3, norm=False).double(), draw(24, 784).double()
-    report = fullrank.examine(model, x)
+    report = examine(model, x)
     states = [x, *states_of(model, x, [module for module in model if isinstance(module, nn.ReLU)])]
     assert sorted(values(report, "rms")) == [0, 1, 2, 3, 4]
     for layer, X in enumerate(states):
@@ -189,7 +192,7 @@ def _participation(sigma: torch.Tensor) -> torch.Tensor:
 
 def test_a_residual_convolutional_network_has_its_blocks_and_a_state_of_whole_images():
     model, x = initialised(ResNet()), draw(6, 3, 8, 8)
-    report = fullrank.examine(model, x)
+    report = examine(model, x)
     assert [stack["blocks"] for stack in report.about["stacks"]] == [4]
     blocks = [*model.layer1, *model.layer2]
     states = states_of(model.eval(), x, blocks)
@@ -210,7 +213,7 @@ def test_a_plain_convolutional_network_is_a_chain_of_layers():
         nn.Tanh(),
         nn.Linear(12, 10),
     )
-    report = fullrank.examine(initialised(model), draw(5, 3, 8, 8))
+    report = examine(initialised(model), draw(5, 3, 8, 8))
     assert report.about["stacks"][0]["path"] == "0.0"
     assert sorted(values(report, "similarity")) == [0, 1, 2, 3]
     pooled = states_of(model.eval(), draw(5, 3, 8, 8), [model[0][3], model[0][5], model[3]])
@@ -220,7 +223,7 @@ def test_a_plain_convolutional_network_is_a_chain_of_layers():
 
 def test_the_last_layer_counts_where_it_is_no_head():
     model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.Tanh())))
-    report = fullrank.examine(initialised(model), draw(8, 16))
+    report = examine(initialised(model), draw(8, 16))
     assert sorted(values(report, "rms")) == [0, 1, 2, 3, 4]
     out = states_of(model, draw(8, 16), [model[7]])[0]
     assert_close(values(report, "rms")[4], float(out.square().mean().sqrt()), rtol=1e-5, atol=0)
@@ -229,8 +232,8 @@ def test_the_last_layer_counts_where_it_is_no_head():
 def test_several_batches_give_a_mean_and_its_standard_error():
     model = sequential(2, norm=False)
     batches = [draw(16, 784, seed=seed) for seed in range(3)]
-    together = fullrank.examine(model, batches)
-    alone = [values(fullrank.examine(model, batch), "stable_rank")[3] for batch in batches]
+    together = examine(model, batches)
+    alone = [values(examine(model, batch), "stable_rank")[3] for batch in batches]
     (row,) = [row for row in together.rows if row.metric == "stable_rank" and row.layer == 3]
     assert row.n == 3
     assert_close(row.value, sum(alone) / 3)
@@ -238,14 +241,14 @@ def test_several_batches_give_a_mean_and_its_standard_error():
 
 
 def test_one_sample_gives_na_with_the_reason():
-    report = fullrank.examine(sequential(2, norm=False), draw(1, 784))
+    report = examine(sequential(2, norm=False), draw(1, 784))
     (row,) = [row for row in report.rows if row.metric == "similarity" and row.layer == 2]
     assert row.value is None
     assert "two samples" in row.note
 
 
 def test_such_a_report_is_printed_drawn_and_saved(tmp_path, capsys):
-    report = fullrank.examine(sequential(3, norm=True), draw(32, 784), batch_statistics=True)
+    report = examine(sequential(3, norm=True), draw(32, 784), batch_statistics=True)
     report.print()
     assert "over samples instead of tokens" in capsys.readouterr().out
     assert report.figure("participation_ratio") is not None
@@ -264,12 +267,12 @@ def test_a_network_with_branches_is_answered_with_the_way_out():
             return self.head(self.left(x).relu() + self.right(x).relu())
 
     with pytest.raises(fullrank.FullrankError, match="no repeated blocks"):
-        fullrank.examine(Branches(), draw(4, 8))
+        examine(Branches(), draw(4, 8))
 
 
 def test_contexts_asked_of_a_network_without_tokens_are_answered():
     with pytest.raises(fullrank.FullrankError, match=r"contexts= was given, but .* has no tokens"):
-        fullrank.examine(sequential(2, norm=False), draw(8, 784), contexts=[8, 16])
+        examine(sequential(2, norm=False), draw(8, 784), contexts=[8, 16])
 
 
 class WithLoss(nn.Module):
@@ -287,7 +290,7 @@ class WithLoss(nn.Module):
 def test_gradients_of_weights_with_the_statistics_of_the_batch_are_those_of_a_step_of_training():
     model = WithLoss(sequential(3, norm=True))
     batch = {"x": draw(16, 784), "labels": torch.arange(16) % 10}
-    report = fullrank.examine(model.eval(), batch, gradients=True, batch_statistics=True)
+    report = examine(model.eval(), batch, gradients=True, batch_statistics=True)
     assert report.about["gradients"] == "the model's own loss"
     twin = copy.deepcopy(model).train()
     twin(**batch)["loss"].backward()
@@ -299,7 +302,7 @@ def test_gradients_of_weights_with_the_statistics_of_the_batch_are_those_of_a_st
 def test_gradients_of_every_layer_with_the_statistics_of_the_batch_leave_no_trace():
     model = sequential(3, norm=True)
     before = copy.deepcopy(model.state_dict())
-    report = fullrank.examine(model, draw(16, 784), gradients=True, batch_statistics=True)
+    report = examine(model, draw(16, 784), gradients=True, batch_statistics=True)
     gains = {row.layer: row.value for row in report.rows if row.metric == "gradient_gain"}
     assert sorted(gains) == [0, 1, 2, 3, 4]
     assert gains[4] == 1

@@ -11,6 +11,9 @@ from alike import differences
 from fullrank.capture.documents import Documents
 from fullrank.verbs.batches import as_calls
 
+examine = functools.partial(fullrank.examine, reference=False)  # rows are compared here, not verdicts
+
+
 LENGTHS = (40, 25, 33, 1)
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50, "intermediate_size": 32}
 GROUPED = SIZES | {"num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": None}
@@ -55,15 +58,15 @@ def apart():
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_packed_rows_report_what_their_documents_do_one_by_one(name, implementation):
     network = model(name, implementation)
-    report = fullrank.examine(network, packed(), mask=REAL)
-    assert not differences(report, fullrank.examine(network, apart()), tolerance=1e-4, absolute=1e-5)
+    report = examine(network, packed(), mask=REAL)
+    assert not differences(report, examine(network, apart()), tolerance=1e-4, absolute=1e-5)
     assert any("2 rows hold 4 packed documents" in note for note in report.about["notes"])
     assert not any(ACROSS in note for note in report.about["notes"])
 
 
 @pytest.mark.parametrize("more", [{"use_cache": True}, {"attention_mask": REAL.long()}], ids=["cache", "mask"])
 def test_where_the_mask_does_not_keep_documents_apart_attention_is_of_whole_rows_and_that_is_said(more):
-    report = fullrank.examine(model("llama"), packed(**more), mask=REAL, spectrum=False)
+    report = examine(model("llama"), packed(**more), mask=REAL, spectrum=False)
     assert any(ACROSS in note for note in report.about["notes"])
     rows = {row.n for row in report.rows.where(site="attention", metric="entropy").rows}
     tokens = {row.n for row in report.rows.where(site="stream", metric="similarity", layer=0).rows}
@@ -72,7 +75,7 @@ def test_where_the_mask_does_not_keep_documents_apart_attention_is_of_whole_rows
 
 
 def test_attention_across_documents_is_read_by_the_mask_of_the_call():
-    whole = fullrank.examine(model("llama"), packed(use_cache=True), mask=REAL, spectrum=False)
+    whole = examine(model("llama"), packed(use_cache=True), mask=REAL, spectrum=False)
     (call,) = as_calls(model("llama"), packed(use_cache=True), REAL)
     with torch.no_grad():
         eager = model("llama", "eager")
@@ -96,9 +99,9 @@ def test_left_padding_with_positions_is_no_packing(fill):
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     (call,) = as_calls(model("llama"), batch)
     assert call.documents is None
-    padded = fullrank.examine(model("llama"), batch, spectrum=False)
-    first = fullrank.examine(model("llama"), {"input_ids": ids[:1, 5:]}, spectrum=False)
-    second = fullrank.examine(model("llama"), {"input_ids": ids[1:]}, spectrum=False)
+    padded = examine(model("llama"), batch, spectrum=False)
+    first = examine(model("llama"), {"input_ids": ids[:1, 5:]}, spectrum=False)
+    second = examine(model("llama"), {"input_ids": ids[1:]}, spectrum=False)
     for metric in ("similarity", "centered_stable_rank", "residual", "rms"):
         place = {"metric": metric, "layer": 2, "site": "stream", "part": "out", "scope": "late"}
         row, one, two = (report.rows.where(**place).rows[0].value for report in (padded, first, second))
@@ -111,7 +114,7 @@ def test_positions_shared_by_all_rows_and_encoders_are_taken_apart_too():
         network = BertModel(BertConfig(**SIZES)).eval()
     ids = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(3))
     positions = torch.cat([torch.arange(10), torch.arange(14)])[None]
-    report = fullrank.examine(network, {"input_ids": ids, "position_ids": positions}, spectrum=False)
+    report = examine(network, {"input_ids": ids, "position_ids": positions}, spectrum=False)
     (row,) = report.rows.where(metric="similarity", layer=0, scope="all", part="out", site="stream").rows
     assert row.n == 4
     assert any(ACROSS in note for note in report.about["notes"])

@@ -1,5 +1,6 @@
 """Half precision, 8-bit floats and autocast: rows near those in float64, and the dtype is said."""
 
+import functools
 import math
 
 import pytest
@@ -8,6 +9,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 import fullrank
+
+examine = functools.partial(fullrank.examine, reference=False)  # rows are compared here, not verdicts
+
 
 IDS = torch.randint(50, (4, 24), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(24) < torch.tensor([[24], [24], [15], [19]])).long()
@@ -27,7 +31,7 @@ def llama(dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def exact():
-    return fullrank.examine(llama(torch.float64), BATCH)
+    return examine(llama(torch.float64), BATCH)
 
 
 # counts of what a dtype can tell apart, and which key is largest, may change by whole numbers
@@ -52,7 +56,7 @@ def worst(report, exact):
     ("dtype", "error"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.15)], ids=str
 )
 def test_rows_in_a_dtype_are_near_those_in_float64(exact, dtype, error):
-    report = fullrank.examine(llama(dtype), BATCH)
+    report = examine(llama(dtype), BATCH)
     assert report.about["dtype"] == str(dtype).removeprefix("torch.")
     assert 0 < worst(report, exact) < error
 
@@ -62,7 +66,7 @@ def test_autocast_is_noted_and_goes_on_as_it_was(exact, dtype, error):
     model = llama()
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         before = model(**BATCH, use_cache=False).last_hidden_state
-        report = fullrank.examine(model, BATCH)
+        report = examine(model, BATCH)
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") == dtype
         assert torch.equal(model(**BATCH, use_cache=False).last_hidden_state, before)
@@ -70,7 +74,7 @@ def test_autocast_is_noted_and_goes_on_as_it_was(exact, dtype, error):
     assert report.about["dtype"] == "float32"
     assert any(note.startswith("under autocast:") and name in note for note in report.about["notes"])
     assert 0 < worst(report, exact) < error
-    assert not any("autocast" in note for note in fullrank.examine(model, BATCH, spectrum=False).about["notes"])
+    assert not any("autocast" in note for note in examine(model, BATCH, spectrum=False).about["notes"])
 
 
 class Float8Linear(nn.Module):
@@ -92,7 +96,7 @@ def test_weights_in_float8_are_run_and_said(exact):
         for name, child in list(layer.mlp.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(layer.mlp, name, Float8Linear(child))
-    report = fullrank.examine(model, BATCH)
+    report = examine(model, BATCH)
     assert any("6 weights as float8_e4m3fn" in note for note in report.about["notes"])
     assert 0 < worst(report, exact) < 0.15
 
@@ -105,7 +109,7 @@ def test_a_collapsed_stream_is_at_the_floor_of_its_dtype(dtype):
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         model.embed_tokens.weight.copy_(model.embed_tokens.weight[:1].expand(50, -1))
-    report = fullrank.examine(model, BATCH, spectrum=False)
+    report = examine(model, BATCH, spectrum=False)
     rows = report.rows.where(metric="residual", site="stream", part="out", layer=2).rows
     assert rows
     for row in rows:
