@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -117,7 +118,11 @@ def test_what_transformers_says_during_the_examined_forward_is_not_shown(here):
 def test_ctrl_c_ends_the_installed_command_with_one_line_and_nothing_left(here):
     (here / "waiting.py").write_text("import time\ndef make():\n    print('ready', flush=True)\n    time.sleep(600)\n")
     command = [sys.executable, "-B", "-m", "fullrank", "examine", "python:waiting:make", "--html", "page.html"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell that runs the tests in the background has them, and what they start, ignore Ctrl-C
+    with subprocess.Popen(
+        command, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **streams
+    ) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
