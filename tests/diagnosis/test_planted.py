@@ -148,7 +148,7 @@ def test_a_sink_on_content_is_a_warning_and_one_on_the_beginning_is_not():
         faults.first_token_as_sink(model, {2: (0, 3), 3: (1,)}, batch)
     subject, cut = faults.without_beginning(model, batch)
     for batch_of, severity in ((cut, "warn"), (batch, "note")):
-        found = fullrank.examine(subject, batch_of, spectrum=False, reference=False, verify=True).diagnosis
+        found = fullrank.examine(subject, batch_of, spectrum=False, verify=True).diagnosis
         (sinks,) = [one for one in found.verdicts if one.name == "sinks"]
         assert (str(sinks.severity), sinks.layers) == (severity, (2, 3))
 

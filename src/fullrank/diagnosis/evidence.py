@@ -131,8 +131,12 @@ class Evidence:
 
     def at_floor(self, stack: str, layer: int) -> bool:
         """Whether the stream's tokens differ by rounding alone after a layer: nothing rests on its numbers."""
-        rows = self.course("residual", stack, site="stream", part="out")
-        return layer in rows and "float floor" in rows[layer].note
+        return (stack, layer) in self._at_floor
+
+    @cached_property
+    def _at_floor(self) -> frozenset[tuple[str, int]]:
+        rows = (self.course("residual", stack, site="stream", part="out").values() for stack in self.stacks)
+        return frozenset((row.stack, row.layer) for some in rows for row in some if "float floor" in row.note)
 
     def compared(self, row: Row) -> Comparison:
         """A row beside its initialisation, where that is there."""

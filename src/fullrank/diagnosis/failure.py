@@ -22,15 +22,16 @@ class Test:
     Attributes:
         intervention: what is done.
         expects: `no effect`: the suspicion holds where the upper end of the interval lies below the limit, and is
-            refuted where the lower end lies above it. `effect`: the other way round.
-        limits: what counts as an effect, by outcome.
+            refuted where the lower end lies above it. `effect`: the other way round. `told`: what it changes is told,
+            and confirms and refutes nothing.
+        limits: what counts as an effect, by outcome; none of a test that is only told.
     """
 
     __test__ = False  # no test case
 
     intervention: Intervention
-    expects: Literal["no effect", "effect"]
-    limits: tuple[tuple[str, float], ...]
+    expects: Literal["no effect", "effect", "told"]
+    limits: tuple[tuple[str, float], ...] = ()
 
     def confirms(self, effect: Effect) -> bool | None:
         """Whether an effect bears the suspicion out.
@@ -41,6 +42,8 @@ class Test:
         Returns:
             None where the interval holds the limit, or where nothing can be told.
         """
+        if self.expects == "told":
+            return None
         limit = dict(self.limits)[effect.outcome]
         if effect.baseline is not None and effect.baseline < limit:
             return None
@@ -114,7 +117,7 @@ class Failure:
 
         A suspicion without tests keeps its severity: it rests on its references alone. One with tests is a note until
         they were run; it keeps its severity where all that could be run confirm it, or where none can be run on this
-        model and a reference other than a threshold is among its comparisons.
+        model, or all are only told, and a reference other than a threshold is among its comparisons.
 
         Args:
             suspicion: one of this failure.
@@ -129,7 +132,8 @@ class Failure:
         if suspicion.tests and effects is None:
             severity = Severity.NOTE
         elif suspicion.tests and effects is not None:
-            said = [t.confirms(e) for t, e in zip(suspicion.tests, effects, strict=True) if e is not None]
+            run = [(t, e) for t, e in zip(suspicion.tests, effects, strict=True) if e is not None]
+            said = [test.confirms(effect) for test, effect in run if test.expects != "told"]
             if False in said:
                 return None
             referenced = any(one.against != "threshold" for one in suspicion.comparisons)

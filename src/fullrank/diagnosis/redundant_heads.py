@@ -8,7 +8,7 @@ from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.kinds import PART, Place, above
-from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Severity
 from fullrank.report.wording import number
 from fullrank.table import Row
@@ -16,8 +16,6 @@ from fullrank.table import Row
 __all__ = ["FAILURE"]
 
 NAME = "redundant-heads"
-WHATEVER = tuple((outcome, -math.inf) for outcome, _ in effect_limits())
-"""Limits of a test that is run to say what silencing costs: it confirms and refutes nothing."""
 
 
 def _look(evidence: Evidence) -> Looked:
@@ -100,7 +98,7 @@ def _suspicion(
         layers=(layer,),
         heads=tuple((layer, head) for heads in inside for head in heads),
         comparisons=tuple(evidence.compared(row) for row in rows[:6]),
-        tests=(Test(Intervention("zero-head", stack, layer, spare), "effect", WHATEVER),),
+        tests=(Test(Intervention("zero-head", stack, layer, spare), "told"),),
     )
 
 

@@ -11,15 +11,13 @@ from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.kinds import LATE, PART, Place, above, heads_of, in_words
-from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.table import Row
 
 __all__ = ["FAILURE"]
 
 NAME = "sinks"
-WHATEVER = tuple((outcome, -math.inf) for outcome, _ in effect_limits())
-"""Limits of a test that is run to say what hiding the sink costs: it confirms and refutes nothing."""
 
 
 def _look(evidence: Evidence) -> Looked:
@@ -93,7 +91,7 @@ def _hidden(stack: str, places: list[Place], position: int) -> Test:
     """One test for all layers that have the sink: heads without one hardly look there."""
     layers = sorted({layer for layer, _ in places})
     done = Intervention("mask-sink", stack, layers[0], position=position, also=tuple(layers[1:]))
-    return Test(done, "effect", WHATEVER)
+    return Test(done, "told")
 
 
 def _share(sinks: dict[Place, Row]) -> str:

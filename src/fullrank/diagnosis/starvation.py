@@ -146,7 +146,7 @@ def _outstepped(evidence: Evidence, stack: str, floor: set[int]) -> Suspicion | 
         severity=Severity.WARN,
         layers=tuple(found),
         comparisons=tuple(
-            Comparison("gradient_norm", f"{stack} layer {layer}, an entry of W_Q", size, None, "threshold", epsilon)
+            Comparison("gradient_norm", f"{stack} layer {layer}, entry of W_Q", size, None, "threshold", epsilon)
             for layer, size in found.items()
         ),
     )
