@@ -35,15 +35,18 @@ def progress(*, shown: bool) -> Iterator[Tell]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None, left="")
         began = time.monotonic()
+        said = ""
 
         def tell(what: str, share: float) -> None:
-            nonlocal began
+            nonlocal began, said
+            # the bar redraws itself ten times a second: a layer that is done sooner would never be seen
+            fresh, said = what != said, what
             if share <= 0:
                 began = time.monotonic()  # loading took its own time and says nothing about the rest
-                bar.update(task, description=what, total=None, left="")
+                bar.update(task, description=what, total=None, left="", refresh=fresh)
                 return
             left = (time.monotonic() - began) * (1 - share) / share
-            bar.update(task, description=what, total=1.0, completed=share, left=time_left(left))
+            bar.update(task, description=what, total=1.0, completed=share, left=time_left(left), refresh=fresh)
 
         yield tell
 
