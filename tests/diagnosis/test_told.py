@@ -1,4 +1,4 @@
-"""A test that is only told confirms nothing: a reference must be there for anything graver than a note."""
+"""A test that is only told confirms nothing: a reference must be exceeded for anything graver than a note."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ WORDS = dict.fromkeys(("title", "means", "harmless", "tested", "refuted_by", "co
 
 
 @pytest.mark.parametrize("change", [0.0, 5.0, -5.0])
-@pytest.mark.parametrize(("against", "grave"), [("threshold", Severity.NOTE), ("initialisation", Severity.WARN)])
-def test_what_is_only_told_neither_confirms_nor_refutes(change, against, grave):
-    compared = Comparison("sink_mass", "decoder layer 1", 0.9, against=against, expected=0.1)
-    suspicion = Suspicion("c", "decoder", Severity.WARN, comparisons=(compared,), tests=(Test(DONE, "told"),))
+@pytest.mark.parametrize(("exceeded", "grave"), [(False, Severity.NOTE), (True, Severity.WARN)])
+def test_what_is_only_told_neither_confirms_nor_refutes(change, exceeded, grave):
+    # the reference is there either way: it must also be beyond
+    compared = Comparison("sink_mass", "decoder layer 1", 0.9, against="initialisation", expected=0.1)
+    tests = (Test(DONE, "told"),)
+    suspicion = Suspicion("c", "decoder", Severity.WARN, comparisons=(compared,), tests=tests, exceeded=exceeded)
     failure = Failure("f", **WORDS, papers=(), valid_for="any", look=lambda evidence: Looked((suspicion,)))
     effect = Effect(DONE.words, "loss", change, change - 0.1, change + 0.1, 8, 3.0)
     verdict = failure.verdict(suspicion, (effect,), "m")

@@ -64,6 +64,8 @@ class Suspicion:
         heads: (layer, head).
         comparisons: the numbers.
         tests: all must confirm it.
+        exceeded: whether a number was held against its reference at initialisation, the null or the dtype, and was
+            beyond it: without a test to confirm it, only that keeps a suspicion from being a note.
     """
 
     claim: str
@@ -73,6 +75,7 @@ class Suspicion:
     heads: tuple[tuple[int, int], ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     tests: tuple[Test, ...] = ()
+    exceeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Failure:
 
         A suspicion without tests keeps its severity: it rests on its references alone. One with tests is a note until
         they were run; it keeps its severity where all that could be run confirm it, or where none can be run on this
-        model, or all are only told, and a reference other than a threshold is among its comparisons.
+        model, or all are only told, and a reference was exceeded.
 
         Args:
             suspicion: one of this failure.
@@ -136,8 +139,7 @@ class Failure:
             said = [test.confirms(effect) for test, effect in run if test.expects != "told"]
             if False in said:
                 return None
-            referenced = any(one.against != "threshold" for one in suspicion.comparisons)
-            severity = severity if (all(said) if said else referenced) else Severity.NOTE
+            severity = severity if (all(said) if said else suspicion.exceeded) else Severity.NOTE
         return Verdict(
             name=self.name,
             severity=severity,
