@@ -1,6 +1,7 @@
 """What the user did that cannot work: one clear sentence each, and no trace left behind."""
 
 __all__ = [
+    "ArchitectureError",
     "BatchError",
     "CaptureError",
     "ContextError",
@@ -12,6 +13,7 @@ __all__ = [
     "ShapeError",
     "SpecError",
     "TableError",
+    "TheoryError",
 ]
 
 
@@ -20,6 +22,10 @@ class FullrankError(Exception):
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+class ArchitectureError(FullrankError):
+    """An architecture that no transformer can have, or one that cannot be told from a model."""
 
 
 class SpecError(FullrankError):
@@ -64,3 +70,7 @@ class EditError(FullrankError):
 
 class DiagnosisError(FullrankError):
     """A verdict that is not known."""
+
+
+class TheoryError(FullrankError):
+    """A theory that is not known, or parameters outside the range that it speaks of."""
