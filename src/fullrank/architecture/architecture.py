@@ -207,7 +207,7 @@ class Architecture:
 
     @property
     def logit_std(self) -> float:
-        r"""$\tau\sqrt{d_h}\,d\,\sigma_Q\sigma_K$, of logits between independent tokens of rms 1; τ√d_h with `qk_norm`."""
+        r"""$\tau\sqrt{d_h}\,d\,\sigma_Q\sigma_K$ of logits of independent tokens of rms 1; τ√d_h with q, k normed."""
         scale = float(self.logit_scale or 0) * math.sqrt(float(self.head_width or 0))
         return scale if self.qk_norm else scale * self.width * self.std_q * self.std_k
 

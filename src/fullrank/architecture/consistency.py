@@ -53,9 +53,9 @@ def _require(name: str, value: Any, hint: Any) -> None:
             _refuse(name, value, "text")
     elif kinds == [int]:
         least = _LEAST.get(name, 2)
-        if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        if type(value) is bool or not isinstance(value, Integral) or int(value) < least:
             _refuse(name, value, f"a whole number of {least} or more")
-    elif not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    elif type(value) is bool or not isinstance(value, Real) or not math.isfinite(value):
         _refuse(name, value, "a finite number")
     else:
         _in_range(name, float(value))
