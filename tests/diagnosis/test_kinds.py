@@ -7,7 +7,8 @@ import torch
 from head_rows import KEYS, evidence, floor_at, grid, head
 from small_heads import evidence_of, point_to_the_previous, rest_on, small
 
-from fullrank.diagnosis.kinds import above, below, heads_of, in_words, kinds
+from fullrank.diagnosis.kinds import heads_of, in_words, kinds
+from fullrank.diagnosis.sure import above, at_least, at_most, below, margin
 from fullrank.table import Row
 
 
@@ -80,6 +81,16 @@ def test_a_value_exceeds_a_limit_only_by_more_than_two_standard_errors():
     assert below(row, 1.21)
     assert not below(row, 1.19)
     assert above(Row("decoder", 1, "stream", "out", "rms", 1.0), 0.999)
+    assert (at_least(row), at_most(row), margin(row)) == pytest.approx((0.8, 1.2, 0.2))
+    missing = Row("decoder", 1, "stream", "out", "rms", None)
+    assert not above(missing, 0.0) and not below(missing, 0.0)
+
+
+def test_heads_are_read_off_the_rows_once_for_each_evidence_and_stack():
+    seen = evidence(grid())
+    assert heads_of(seen, "decoder") is heads_of(seen, "decoder")
+    assert heads_of(seen, "encoder") == {}
+    assert heads_of(evidence(grid(layers=1)), "decoder").keys() == {(1, index) for index in range(4)}
 
 
 def test_heads_are_said_by_layer():

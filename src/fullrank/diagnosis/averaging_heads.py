@@ -7,7 +7,8 @@ from collections import Counter
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.kinds import Head, Place, above, heads_of, in_words
+from fullrank.diagnosis.kinds import Head, Place, heads_of, in_words
+from fullrank.diagnosis.sure import above, margin
 from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.report.verdict import Severity
 
@@ -40,7 +41,7 @@ def _look(evidence: Evidence) -> Looked:
 
 def _averages(head: Head) -> bool:
     return above(head.entropy, threshold("kinds.spread")) and (
-        head.selective + 2 * (head.selectivity.stderr or 0.0) < threshold("kinds.selective")
+        head.selective + margin(head.selectivity) < threshold("kinds.selective")
     )
 
 

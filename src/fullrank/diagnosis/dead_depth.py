@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from dataclasses import replace
 
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.layer_runs import layer_words, runs
+from fullrank.diagnosis.layer_runs import layer_words
+from fullrank.diagnosis.sure import margin
 from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.report.verdict import Severity
 from fullrank.report.wording import number
@@ -24,14 +25,11 @@ def _look(evidence: Evidence) -> Looked:
     for stack in evidence.stacks:
         updates = _course(evidence, "update_share", stack)
         rounding = [layer for layer in updates if evidence.at_floor(stack, layer)]
-        change = {
-            layer: _change(evidence, stack, row, sure=False) for layer, row in updates.items() if layer not in rounding
-        }
+        change = _changes(evidence, stack)
         if not change:
             continue
         dead = [layer for layer in change if _change(evidence, stack, updates[layer]) < _limit()]
-        if dead:
-            suspicions += _suspected(evidence, stack, change, dead, _blocks(evidence, stack, updates))
+        suspicions += [_suspicion(evidence, stack, block) for block in dead]
         least = min(change, key=lambda layer: change[layer])
         left_out = f"; {layer_words(rounding)} left out, at the float floor" if rounding else ""
         said.append(
@@ -49,8 +47,14 @@ def _limit() -> float:
     return threshold("dead-depth.update_share")
 
 
-def _blocks(evidence: Evidence, stack: str, updates: Mapping[int, Row]) -> int:
-    return int(evidence.stacks[stack].get("blocks") or max(updates))
+def _changes(evidence: Evidence, stack: str) -> dict[int, float]:
+    """By how much each block above the floor changes the stream."""
+    updates = _course(evidence, "update_share", stack)
+    return {
+        layer: _change(evidence, stack, row, sure=False)
+        for layer, row in updates.items()
+        if not evidence.at_floor(stack, layer)
+    }
 
 
 def _course(evidence: Evidence, metric: str, stack: str, **where: str) -> dict[int, Row]:
@@ -58,12 +62,12 @@ def _course(evidence: Evidence, metric: str, stack: str, **where: str) -> dict[i
 
 
 def _change(evidence: Evidence, stack: str, row: Row, *, sure: bool = True) -> float:
-    """By how much of its size a block changes the stream (or its direction); `sure` adds two standard errors."""
+    """By how much of its size a block changes the stream (or its direction); `sure` adds what it may be off by."""
     assert row.value is not None
-    share = row.value + (2 * (row.stderr or 0.0) if sure else 0.0)
+    share = row.value + (margin(row) if sure else 0.0)
     cosine = _course(evidence, "neighbour_cosine", stack).get(row.layer)
     if cosine is not None and cosine.value is not None:
-        lower = max(-1.0, cosine.value - (2 * (cosine.stderr or 0.0) if sure else 0.0))
+        lower = max(-1.0, cosine.value - (margin(cosine) if sure else 0.0))
         share = min(share, math.sqrt(max(0.0, 1 - lower**2)) if lower > 0 else 1.0)
     # One huge token (a sink) is most of ‖X‖ and hardly changes: the share is put up by how much larger the whole stream
     # is than that without the first tokens, as if only the others had changed.
@@ -75,47 +79,68 @@ def _change(evidence: Evidence, stack: str, row: Row, *, sure: bool = True) -> f
     return share
 
 
-def _suspected(
-    evidence: Evidence, stack: str, change: Mapping[int, float], dead: list[int], depth: int
-) -> list[Suspicion]:
-    """One of each run of blocks, or one of all of them where they are a good part of the stack."""
-    many = len(dead) >= threshold("dead-depth.blocks") * depth
-    severity = Severity.FAIL if many else Severity.WARN
-    if evidence.weights == "unknown" and not all(_wrote_once(evidence, stack, block) for block in dead):
-        severity = Severity.NOTE  # weights that may be fresh, in blocks that may be meant to begin with nothing
-    return [
-        _suspicion(evidence, stack, change, blocks, depth, severity)
-        for blocks in ([tuple(dead)] if many else runs(dead))
-    ]
-
-
 def _wrote_once(evidence: Evidence, stack: str, block: int) -> bool:
     """Whether the block changes the stream at initialisation."""
     row = _course(evidence, "update_share", stack, source="initialisation").get(block)
     return row is not None and (row.value or 0.0) > _limit()
 
 
-def _suspicion(
-    evidence: Evidence, stack: str, change: Mapping[int, float], blocks: tuple[int, ...], depth: int, severity: Severity
-) -> Suspicion:
-    largest = max(change[block] for block in blocks)
-    others = [share for share in change.values() if share > _limit()]
-    beside = f" (the median of the others: {_percent(statistics.median(others))})" if others else ""
-    plural = len(blocks) > 1
-    claim = (
-        f"{stack} {layer_words(blocks, 'block')} of {depth} {'change' if plural else 'changes'} the stream by "
-        f"{'at most ' if plural else ''}{_percent(largest)}{' each' if plural else ''}{beside}: "
-        f"{'they do' if plural else 'it does'} next to nothing."
-    )
-    rows = [_course(evidence, metric, stack).get(block) for block in blocks for metric in _NUMBERS]
-    together = [blocks] if plural else []
+def _suspicion(evidence: Evidence, stack: str, block: int) -> Suspicion:
+    once = _wrote_once(evidence, stack, block)
+    # weights that may be fresh, in a block that may be meant to begin with nothing
+    severity = Severity.NOTE if evidence.weights == "unknown" and not once else Severity.WARN
+    rows = [_course(evidence, metric, stack).get(block) for metric in _NUMBERS]
     return Suspicion(
-        claim,
+        _claim(evidence, stack, (block,), "it does next to nothing"),
         stack,
         severity,
-        layers=blocks,
+        layers=(block,),
         comparisons=tuple(evidence.compared(row) for row in rows if row is not None and row.value is not None),
-        tests=tuple(_skipped(stack, group) for group in (*((block,) for block in blocks), *together)),
+        tests=(_skipped(stack, (block,)),),
+        exceeded=once,
+    )
+
+
+def _join(evidence: Evidence, parts: tuple[Suspicion, ...], refuted: tuple[Suspicion, ...]) -> tuple[Suspicion, ...]:
+    """All blocks that came out alike: together, where that was tested, a failure if they are many; else one by one."""
+    first, blocks = parts[0], tuple(layer for part in parts for layer in part.layers)
+    comparisons = tuple(one for part in parts for one in part.comparisons)
+    rest = ""
+    if refuted:
+        others = layer_words([layer for part in refuted for layer in part.layers], "block")
+        rest = f" Not so {others}, which looked alike: skipping {'them' if len(refuted) > 1 else 'it'} has an effect."
+
+    def said(words: str) -> Suspicion:
+        claim = _claim(evidence, first.stack, blocks, words) + rest
+        return replace(first, claim=claim, layers=blocks, comparisons=comparisons, tests=())
+
+    if len(parts) == 1:
+        return (said("it does next to nothing"),)
+    each = said("each of them does next to nothing")
+    if first.severity is Severity.NOTE:
+        return (each,)
+    many = len(blocks) >= threshold("dead-depth.blocks") * _depth(evidence, first.stack)
+    together = replace(
+        said("they do next to nothing, not even together"),
+        severity=Severity.FAIL if many else first.severity,
+        tests=(_skipped(first.stack, blocks),),
+        exceeded=all(part.exceeded for part in parts),
+    )
+    return together, each
+
+
+def _depth(evidence: Evidence, stack: str) -> int:
+    return int(evidence.stacks[stack].get("blocks") or max(_course(evidence, "update_share", stack)))
+
+
+def _claim(evidence: Evidence, stack: str, blocks: tuple[int, ...], words: str) -> str:
+    change, plural = _changes(evidence, stack), len(blocks) > 1
+    others = [share for share in change.values() if share > _limit()]
+    beside = f" (the median of the others: {_percent(statistics.median(others))})" if others else ""
+    return (
+        f"{stack} {layer_words(blocks, 'block')} of {_depth(evidence, stack)} {'change' if plural else 'changes'} the "
+        f"stream by {'at most ' if plural else ''}{_percent(max(change[block] for block in blocks))}"
+        f"{' each' if plural else ''}{beside}: {words}."
     )
 
 
@@ -145,8 +170,9 @@ FAILURE = Failure(
         "tells."
     ),
     tested=(
-        "Each suspected block hands on what it was given, alone and all of them together; the change of the outcome is "
-        "paired over documents. The verdict holds where its 95 % interval lies below the limit every time."
+        "Each suspected block hands on what it was given, and all of those that nothing misses together; the change of "
+        "the outcome is paired over documents. A block counts where the 95 % interval lies below the limit; one that "
+        "is missed is left out. A third of the stack or more is a failure where they are not missed together either."
     ),
     refuted_by="Skipping the blocks raises the loss on documents of the kind that the model is for.",
     command="fullrank examine {model} --verify",
@@ -156,4 +182,5 @@ FAILURE = Failure(
     ),
     valid_for="trained",
     look=_look,
+    join=_join,
 )

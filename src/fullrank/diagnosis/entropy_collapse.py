@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.kinds import PART, Head, Place, above, below, heads_of, in_words
+from fullrank.diagnosis.kinds import PART, Head, Place, heads_of, in_words
+from fullrank.diagnosis.sure import above, below
 from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.table import Row

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from fullrank.report import Report
 from fullrank.report.verdict import Comparison, Weights
@@ -14,6 +14,7 @@ from fullrank.table import Row, Slope, headline, without_context
 __all__ = ["Evidence"]
 
 MEASURED, INITIALISATION = "measured", "initialisation"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,25 @@ class Evidence:
         found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
         for key in self._by_place:
             found.setdefault((key[0], key[1]), []).append(key)
+        return found
+
+    @cached_property
+    def _made(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several failures read off the same rows, made when it is first asked for.
+
+        Args:
+            key: what it is, and every threshold that it rests on.
+            make: makes it.
+
+        Returns:
+            The same object for the same key.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
         return found
 
     @property

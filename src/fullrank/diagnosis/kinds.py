@@ -11,7 +11,7 @@ from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.table import Row
 
-__all__ = ["LATE", "PART", "Head", "HeadKind", "Place", "above", "below", "heads_of", "in_words", "kind_of", "kinds"]
+__all__ = ["LATE", "PART", "Head", "HeadKind", "Place", "heads_of", "in_words", "kind_of", "kinds"]
 
 HeadKind = Literal["pointer", "mixer", "average", "sink"]
 
@@ -20,10 +20,6 @@ Place = tuple[int, int]
 
 PART = "self"
 LATE = "late"
-_SURE = 2.0  # standard errors
-_OF_THE_MASK = 0.052
-"""Nats by which plain causal averages, 1/t each over t keys, differ from their own average over t in (T/2, T]: the
-first half of the keys is in all of them, later ones in fewer. .048 for T = 16, .0521 for long contexts."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Head:
     @property
     def selective(self) -> float:
         """Selectivity in nats, without what a causal mask gives to plain averages over the late half."""
-        alone = _OF_THE_MASK if self.selectivity.scope == LATE else 0.0
+        alone = threshold("kinds.of_the_mask") if self.selectivity.scope == LATE else 0.0
         return max(0.0, _value(self.selectivity) - alone)
 
     @property
@@ -77,8 +73,12 @@ def heads_of(evidence: Evidence, stack: str) -> dict[Place, Head]:
         stack: of the model.
 
     Returns:
-        Heads of self-attention; a layer that reads a state at the float floor is left out.
+        Heads of self-attention; a layer that reads a state at the float floor is left out. Made once for each evidence.
     """
+    return evidence.once(("heads", stack, threshold("kinds.known")), lambda: _heads_of(evidence, stack))
+
+
+def _heads_of(evidence: Evidence, stack: str) -> dict[Place, Head]:
     by_metric = {
         name: evidence.heads(name, stack, site="attention", part=PART)
         for name in ("normalized_entropy", "selectivity", "sink_mass", "entropy", "logit_std", "log_context_gauge")
@@ -127,16 +127,6 @@ def kinds(evidence: Evidence) -> tuple[tuple[str, int, int, HeadKind], ...]:
         for stack in evidence.stacks
         for (layer, index), head in heads_of(evidence, stack).items()
     )
-
-
-def above(row: Row, limit: float) -> bool:
-    """Whether a value exceeds a limit by more than two standard errors, where it has one."""
-    return _value(row) - _SURE * (row.stderr or 0.0) > limit
-
-
-def below(row: Row, limit: float) -> bool:
-    """Whether a value lies under a limit by more than two standard errors, where it has one."""
-    return _value(row) + _SURE * (row.stderr or 0.0) < limit
 
 
 def in_words(places: Iterable[Place], *, most: int = 4) -> str:

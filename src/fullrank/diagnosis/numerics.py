@@ -9,6 +9,7 @@ import torch
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion
 from fullrank.diagnosis.layer_runs import layer_words
+from fullrank.diagnosis.sure import margin
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.report.wording import number
@@ -56,7 +57,7 @@ def _merged(evidence: Evidence, stack: str) -> tuple[list[Suspicion], str]:
     for layer in sorted(rows):
         value = rows[layer].value or 0.0
         before = max(before, value)
-        if before - value - 2 * (rows[layer].stderr or 0.0) > threshold("numerics.distinct_at_dtype"):
+        if before - value - margin(rows[layer]) > threshold("numerics.distinct_at_dtype"):
             lost[layer] = before - value
     if not rows:
         return [], ""

@@ -9,6 +9,7 @@ from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.single_direction import single_direction
+from fullrank.diagnosis.sure import at_least, at_most
 from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.diagnosis.unused_norms import unused_norms
 from fullrank.report.verdict import Comparison, Severity
@@ -89,7 +90,7 @@ def _collapsed(evidence: Evidence, stack: str, row: Row, given: Row | None) -> b
         return False  # a few rogue dimensions are all of the energy: the others are not seen
     if evidence.at_floor(stack, row.layer):
         return True
-    upper = _upper(row)
+    upper = at_most(row)
     before = [one.value for one in (given, _reference(evidence, row)) if one is not None and one.value is not None]
     if any(upper >= threshold("rank-collapse-depth.fall") * value for value in before):
         return False
@@ -102,7 +103,7 @@ def _collapsed(evidence: Evidence, stack: str, row: Row, given: Row | None) -> b
     if evidence.weights == "fresh":
         return True
     merged = _course(evidence, "similarity_standardized", stack).get(row.layer)
-    return merged is not None and _lower(merged) > threshold("rank-collapse-depth.similarity_standardized")
+    return merged is not None and at_least(merged) > threshold("rank-collapse-depth.similarity_standardized")
 
 
 def _reference(evidence: Evidence, row: Row) -> Row | None:
@@ -115,15 +116,7 @@ def _reads(evidence: Evidence, stack: str, layer: int) -> list[Row]:
 
 
 def _carried(row: Row) -> bool:
-    return "float floor" not in row.note and _lower(row) > threshold("rank-collapse-depth.token_energy")
-
-
-def _upper(row: Row) -> float:
-    return (row.value or 0.0) + 2 * (row.stderr or 0.0)
-
-
-def _lower(row: Row) -> float:
-    return (row.value or 0.0) - 2 * (row.stderr or 0.0)
+    return "float floor" not in row.note and at_least(row) > threshold("rank-collapse-depth.token_energy")
 
 
 # ------------------------------------------------------------ what is said
@@ -173,7 +166,7 @@ def _severity(evidence: Evidence, stack: str, first: int, shares: dict[int, Row]
         return (Severity.FAIL if floor or causal else Severity.WARN), ""
     if floor:
         return Severity.FAIL, ""
-    alone = _upper(shares[max(shares)]) < threshold("rank-collapse-depth.token_energy_alone")
+    alone = at_most(shares[max(shares)]) < threshold("rank-collapse-depth.token_energy_alone")
     return (Severity.WARN, "") if alone else (Severity.NOTE, "; such a model trains at small learning rates alone")
 
 

@@ -7,7 +7,8 @@ import math
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.kinds import PART, Place, above
+from fullrank.diagnosis.kinds import PART, Place
+from fullrank.diagnosis.sure import above
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Severity
 from fullrank.report.wording import number

@@ -10,7 +10,8 @@ import torch
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.kinds import LATE, PART, Place, above, heads_of, in_words
+from fullrank.diagnosis.kinds import LATE, PART, Place, heads_of, in_words
+from fullrank.diagnosis.sure import above
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.table import Row

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion
-from fullrank.diagnosis.kinds import PART, below
+from fullrank.diagnosis.kinds import PART
 from fullrank.diagnosis.layer_runs import layer_words
+from fullrank.diagnosis.sure import at_least, below
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.report.wording import number
@@ -55,7 +58,7 @@ def _starved(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> Suspicio
         for layer, row in ratios.items()
         if (initial := evidence.initial(row)) is not None
         and (initial.value or 0.0) > threshold(f"{NAME}.resolved")
-        and below(row, limit * ((initial.value or 0.0) - 2 * (initial.stderr or 0.0)))
+        and below(row, limit * at_least(initial))
     }
     if not found:
         return None
@@ -68,13 +71,7 @@ def _starved(evidence: Evidence, stack: str, ratios: dict[int, Row]) -> Suspicio
     )
     gradients = evidence.course("query_key_to_value_output", stack, site="gradient", part=PART)
     beside = [one for layer in found if (one := gradients.get(layer)) is not None]
-    return Suspicion(
-        claim=claim,
-        stack=stack,
-        severity=Severity.WARN,
-        layers=tuple(found),
-        comparisons=tuple(evidence.compared(one) for one in (*found.values(), *beside)),
-    )
+    return _suspected(claim, stack, found, [evidence.compared(one) for one in (*found.values(), *beside)])
 
 
 def _starved_alone(stack: str, ratios: dict[int, Row]) -> Suspicion | None:
@@ -94,7 +91,7 @@ def _starved_alone(stack: str, ratios: dict[int, Row]) -> Suspicion | None:
     found: dict[int, float] = {}
     best: Row | None = None
     for layer, row in sorted(ratios.items()):
-        usual = 0.0 if best is None else float(best.value or 0) - 2 * (best.stderr or 0.0)
+        usual = 0.0 if best is None else at_least(best)
         if usual > threshold(f"{NAME}.resolved") and below(row, limit * usual):
             found[layer] = usual
         if best is None or float(row.value or 0) > float(best.value or 0):
@@ -106,17 +103,12 @@ def _starved_alone(stack: str, ratios: dict[int, Row]) -> Suspicion | None:
         f"Queries and keys of {stack} {layer_words(found)} have {number(most.value)} of the say in the loss that "
         f"values and output have, or less; those of layer {best.layer} have {number(best.value)}."
     )
-    return Suspicion(
-        claim=claim,
-        stack=stack,
-        severity=Severity.NOTE,
-        layers=tuple(found),
-        comparisons=tuple(
-            Comparison("elasticity_ratio", f"{stack} layer {layer}", float(row.value or 0), row.stderr)
-            for layer, row in ratios.items()
-            if layer in found or layer == best.layer
-        ),
-    )
+    compared = [
+        Comparison("elasticity_ratio", f"{stack} layer {layer}", float(row.value or 0), row.stderr)
+        for layer, row in ratios.items()
+        if layer in found or layer == best.layer
+    ]
+    return _suspected(claim, stack, found, compared, Severity.NOTE)
 
 
 def _outstepped(evidence: Evidence, stack: str, floor: set[int]) -> Suspicion | None:
@@ -140,16 +132,11 @@ def _outstepped(evidence: Evidence, stack: str, floor: set[int]) -> Suspicion | 
         f"optimiser's epsilon is {number(epsilon)}: Adam's step is the gradient over its size plus epsilon, and falls "
         f"to {number(most / (most + epsilon))} of what it would be."
     )
-    return Suspicion(
-        claim=claim,
-        stack=stack,
-        severity=Severity.WARN,
-        layers=tuple(found),
-        comparisons=tuple(
-            Comparison("gradient_norm", f"{stack} layer {layer}, entry of W_Q", size, None, "threshold", epsilon)
-            for layer, size in found.items()
-        ),
-    )
+    compared = [
+        Comparison("gradient_norm", f"{stack} layer {layer}, entry of W_Q", size, None, "threshold", epsilon)
+        for layer, size in found.items()
+    ]
+    return _suspected(claim, stack, found, compared)
 
 
 # ---------------------------------------------------------------- by what training left of them
@@ -177,13 +164,21 @@ def _untrained(evidence: Evidence, stack: str) -> Suspicion | None:
         f"{number(100 * largest)} %), while W_V or W_O have moved by {number(100 * least)} % or more: training has "
         f"left queries and keys where they started."
     )
-    return Suspicion(
-        claim=claim,
-        stack=stack,
-        severity=Severity.WARN,
-        layers=tuple(found),
-        comparisons=tuple(evidence.compared(of[layer]) for layer in found[:4] for of in rows if layer in of),
+    return _suspected(
+        claim, stack, found, [evidence.compared(of[layer]) for layer in found[:4] for of in rows if layer in of]
     )
+
+
+def _suspected(
+    claim: str,
+    stack: str,
+    layers: Iterable[int],
+    comparisons: Sequence[Comparison],
+    severity: Severity = Severity.WARN,
+) -> Suspicion:
+    """A suspicion that no intervention on a forward can test; a warning rests on a reference that was exceeded."""
+    exceeded = severity is not Severity.NOTE
+    return Suspicion(claim, stack, severity, tuple(layers), comparisons=tuple(comparisons), exceeded=exceeded)
 
 
 def _changes(evidence: Evidence, stack: str, role: str) -> dict[int, float]:

@@ -37,6 +37,13 @@ def effect_limits() -> tuple[tuple[str, float], ...]:
 
 _ALL: Final = (
     Threshold(
+        "sure.errors",
+        2,
+        "standard errors",
+        "a number counts as above or below a limit where 95 % of its interval are: of healthy numbers that touch the "
+        "limit one in forty is beyond it by chance",
+    ),
+    Threshold(
         "effect.loss",
         0.01,
         "nats of loss",
@@ -114,7 +121,15 @@ _ALL: Final = (
         "rank-collapse-depth.effective_rank.given",
         3.0,
         "directions",
-        "twice as many as count for one: with few tokens there are few directions from the start",
+        "before the first block, and at initialisation: twice as many as count for one; with few tokens there are few "
+        "directions from the start",
+    ),
+    Threshold(
+        "rank-collapse-depth.dimensions",
+        2.0,
+        "dimensions by neighbours' distances",
+        "a line has 1 and a plane 2; tokens of effective rank below 1.5 that lie on a line have 1.0 to 1.5, those "
+        "among which one is ten thousand times as large keep the 25 to 35 that they have without it",
     ),
     Threshold(
         "vanishing-or-exploding.total",
@@ -263,6 +278,13 @@ _ALL: Final = (
         0.02,
         "of the largest entropy",
         "below it the number of keys is not read off entropies, which are 0 over 0",
+    ),
+    Threshold(
+        "kinds.of_the_mask",
+        0.052,
+        "nats",
+        "plain causal averages, 1/t each over t keys, differ by that much from their own average over t in (T/2, T]: "
+        "the first half of the keys is in all of them, later ones in fewer; .048 for T = 16, .0521 for long contexts",
     ),
     Threshold(
         "averaging-heads.share",
