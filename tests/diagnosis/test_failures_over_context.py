@@ -1,6 +1,7 @@
 """Failures over context, end to end: attention that averages planted in some layers of networks whose heads choose."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import fullrank
 from fullrank.capture import survey
 from fullrank.diagnosis import Evidence, context_dilution, diagnose, rank_collapse_width
 from fullrank.diagnosis.effects import Trials
+from fullrank.diagnosis.over_contexts import growths
 from fullrank.report.verdict import Severity
+from fullrank.spec import subject_of
 from fullrank.verbs.batches import as_calls
 
 CONTEXTS = (16, 64)
@@ -52,7 +55,7 @@ def batch():
 
 
 def examined(model):
-    return fullrank.examine(model, batch(), contexts=CONTEXTS, spectrum=False)
+    return fullrank.examine(model, batch(), contexts=CONTEXTS, spectrum=False, reference=False)
 
 
 @functools.cache
@@ -104,6 +107,23 @@ def test_where_the_mean_alone_is_written_the_test_confirms_both():
         (effect,) = verdict.effects
         assert effect.intervention == "layers 2, 3 replaced by the mean over tokens"
         assert effect.high < 0.01
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_examine_reads_the_initialisation_at_the_same_contexts_and_compares_with_it(kind):
+    """Of weights that whoever loaded them calls trained: no rows are put together by hand."""
+    subject = replace(subject_of(choosing(kind, (2, 3))), fresh=False)
+    report = fullrank.examine(subject, batch(), contexts=CONTEXTS, spectrum=False)
+    assert report.diagnosis.weights == "trained"
+    expected = {one.layer: one for one in growths(Evidence.of(at_first(kind)), "contrast_gain")}
+    for one in growths(Evidence.of(report, weights="trained"), "contrast_gain"):
+        assert one.together_at_first == pytest.approx(expected[one.layer].together.value, abs=0.15)  # of another draw
+    for verdict in report.diagnosis.verdicts:
+        if verdict.name in ("rank-collapse-width", "context-dilution"):
+            assert verdict.layers == (2, 3)
+            assert {one.against for one in verdict.comparisons} == {"initialisation"}
+            assert "at its own initialisation" in verdict.claim
+    assert {"rank-collapse-width", "context-dilution"} <= {one.name for one in report.diagnosis.verdicts}
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

@@ -49,8 +49,8 @@ comes from.
 
 - **The same architecture at its own random initialisation, on the same batch.** It is drawn by itself: built anew
   from the configuration, or a copy that is reset module by module. The report says how it was made, or why there is
-  none. It costs a second copy of the weights while that lasts; `--no-reference` leaves it out. Singular values and
-  single contexts are not measured of it.
+  none. It costs a second copy of the weights while that lasts; `--no-reference` leaves it out. Singular values
+  are not measured of it. With `--contexts` it is read at the same contexts.
 - **The null**: Gaussian tokens of the same shape for the stream; of an attention map the same rows with their entries
   permuted.
 - **The dtype**: its rounding and its range. Numbers at the floor are rounding, and no other verdict rests on them.

@@ -9,7 +9,19 @@ import pytest
 import torch
 from families import FAMILIES
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    T5Config,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)
 
 import fullrank
 import fullrank.capture
@@ -65,6 +77,34 @@ def test_rows_of_a_reference_are_those_of_examining_it(family):
     assert {row.source for row in rows} == {"initialisation"}
     assert by_place(rows) == by_place(report.rows)
     assert {note.removeprefix("at initialisation: ") for note in notes} <= set(report.about["notes"])
+
+
+def bert():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    return seeded(lambda: BertModel(BertConfig(**sizes, vocab_size=50), add_pooling_layer=False).eval())
+
+
+def t5():
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+    return seeded(lambda: T5Model(T5Config(**sizes, vocab_size=50)).eval())
+
+
+@pytest.mark.parametrize("make", [lm, bert, t5])
+def test_a_reference_is_read_at_the_contexts_of_the_model(make):
+    """By position where attention is causal, cut elsewhere: what examining the twin at these contexts gives."""
+    model = make()
+    batch = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if make is t5 else {})
+    report = fullrank.examine(model, batch, contexts=(8, 12), spectrum=False, seed=5)
+    twin = reinitialised(model, seed=5 + 7919).model  # another seed than the model's, whatever that is
+    expected = fullrank.examine(twin, batch, contexts=(8, 12), spectrum=False, reference=False)
+    found = by_place(report.reference.rows)
+    assert found == by_place(expected.rows)
+    assert {row.key[1:] for row in report.rows} == set(found)
+    for context in (8, 12):
+        of_attention = [key for key in found if key[5].endswith(f"+context={context}") and key[6] == "contrast_gain"]
+        assert of_attention
+        assert all(found[key][0] is not None for key in of_attention)
+    assert not [note for note in report.about["notes"] if note.startswith("at initialisation: ")]
 
 
 def test_what_was_not_asked_for_is_not_there():

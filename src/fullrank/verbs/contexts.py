@@ -99,8 +99,24 @@ class ContextPlan:
         Returns:
             Rows, slopes and notes; nothing where no contexts were asked for.
         """
+        readings, notes = self.readings(model, observers, tell)
+        return ByContext([row for reading in readings for row in reading.rows], slopes(readings), notes)
+
+    def readings(
+        self, model: nn.Module, observers: Sequence[Observer], tell: Progress
+    ) -> tuple[list[Reading], list[str]]:
+        """As `finish`, each context by itself: what a reference is read for, of which nobody asks a slope.
+
+        Args:
+            model: in the state in which it was looked at.
+            observers: those of the whole sequences.
+            tell: hears of what is done.
+
+        Returns:
+            What was seen at each context, and notes.
+        """
         if not self.contexts:
-            return ByContext([], [], [])
+            return [], []
         notes: list[str] = []
         short = self._probe(model, tell)
         moving = [
@@ -115,25 +131,20 @@ class ContextPlan:
         if self._by_position is not None and all(map(_causal, moving)):
             apart = self._difference(short)
             if apart is None:
-                readings = self._read_by_position(self._by_position, observers, names)
                 notes.append(self._said(f"read by position in one pass over {self._longest()} tokens"))
-                return self._together(readings, notes)
+                return self._read_by_position(self._by_position, observers, names), notes
             notes.append(
                 f"the first {self.contexts[0]} tokens alone give other states than within {self._longest()} tokens "
                 f"(relative difference {apart:.1e}): every context was run on its own."
             )
-        readings = self._run_each(model, observers, names, tell)
         notes.append(self._said("run at each length on the same sequences, cut"))
-        return self._together(readings, notes)
+        return self._run_each(model, observers, names, tell), notes
 
     def _said(self, how: str) -> str:
         return f"contexts {', '.join(map(str, self.contexts))}: {how}."
 
     def _longest(self) -> int:
         return max(int(length.counts.max()) for length in self._lengths)
-
-    def _together(self, readings: list[Reading], notes: list[str]) -> ByContext:
-        return ByContext([row for reading in readings for row in reading.rows], slopes(readings), notes)
 
     # ------------------------------------------------------------ one pass
 

@@ -83,8 +83,8 @@ def examine(
         blocks: path of the list of blocks (`transformer.h`), where they are not found by themselves.
         batch_statistics: batch norms use the mean and variance of each batch, as in training, instead of their running
             ones; the running ones are left as they were.
-        reference: also measure the same architecture at its own random initialisation on the same batch, without
-            singular values; costs a second copy of the weights while that lasts.
+        reference: also measure the same architecture at its own random initialisation on the same batch and at the
+            same contexts, without singular values; costs a second copy of the weights while that lasts.
         verify: test suspicions by intervention: blocks are skipped, heads silenced, states replaced, and the change of
             the model's own loss (or of its output distribution, or its final state) is taken, document by document.
             Costs a forward of the batch for each, outside of the time budget.
@@ -174,6 +174,8 @@ def examine(
         batch_statistics=batch_statistics,
         blocks=blocks,
         known=notes,
+        contexts=lengths,
+        closing=given.closing if given else 0,
     )
     told = about(subject, given, calls, anatomy, [*notes, *drawn.notes], ranks) | {
         "nulls": null_values(anatomy, observers, seed),

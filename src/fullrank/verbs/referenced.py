@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from fullrank.measure.summaries import Summaries
 from fullrank.measure.weights import weight_rows
 from fullrank.table import Row
 from fullrank.verbs.batches import Call
+from fullrank.verbs.contexts import ContextPlan
 from fullrank.verbs.gradients import Backwards, gradient_observers
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record
 from fullrank.verbs.ranks import Ranks
@@ -40,8 +42,10 @@ def reference_rows(
     blocks: str | None = None,
     ranks: Ranks | None = None,
     known: Collection[str] = (),
+    contexts: tuple[int, ...] = (),
+    closing: int = 0,
 ) -> tuple[list[Row], list[str]]:
-    """Run a reference on a model's calls and measure what `examine` measures, but for spectra and single contexts.
+    """Run a reference on a model's calls and measure what `examine` measures, but for spectra.
 
     The twin is surveyed by itself: a row of it stands beside the model's of the same stack, layer, part and head, so
     that both must have the same stacks. It is left as it was. Cost: one forward for the survey, one for each call, and
@@ -61,6 +65,8 @@ def reference_rows(
         blocks: path of the list of blocks, as for the model.
         ranks: the processes that examine the model; by default this one alone.
         known: sentences that were said of the model, and are not repeated.
+        contexts: those at which the model was read; a slope is not taken over them.
+        closing: how many special tokens end every sequence.
 
     Returns:
         Rows with `source="initialisation"`, and sentences about what could not be had.
@@ -85,23 +91,30 @@ def reference_rows(
                 observers += gradient_observers(twin, own, several=len(calls) > 1 or together.several)
                 first = together.before(sum(call.sequences for call in calls))
                 backwards = Backwards(twin, probes=probes, seed=seed, first=first)
-            said = record(twin, calls, own, observers, heard, together, backwards)
+            plan = ContextPlan(contexts, calls, own, partial(_of_a_context, own), closing=closing)
+            said = record(twin, calls, own, [*observers, *plan.observers], heard, together, backwards)
+            by_context, how = plan.readings(twin, observers, heard)
             of_weights = weight_rows(twin, own, seed=seed) if weights else []
-            said += statistics_notes(twin, batch_statistics=batch_statistics)
+            said += [*how, *statistics_notes(twin, batch_statistics=batch_statistics)]
     except FullrankError as error:  # of a draw that does not run on this batch, which is no fault of the model's
         return [], [f"no reference at initialisation: {str(error).rstrip('.')}."]
-    rows = [*(row for observer in together.merged(observers) for row in observer.rows()), *of_weights]
+    rows = [row for observer in together.merged(observers) for row in observer.rows()]
+    rows += [*(row for reading in by_context for row in reading.rows), *of_weights]
     notes = [f"at initialisation: {sentence}" for sentence in said if sentence not in known]
     return [replace(row, source=_SOURCE) for row in rows], notes
 
 
 def _observers(twin: nn.Module, anatomy: Anatomy, *, weights: bool) -> list[Observer]:
-    causal = [stack.name for stack in anatomy.stacks if stack.causal]
     summaries = Summaries()
-    observers: list[Observer] = [Finite(), StreamObserver(causal=causal), AttentionObserver(summaries)]
+    observers = _of_a_context(anatomy, summaries)
     if weights:
         observers.append(HeadObserver(twin, anatomy, summaries))
     return [*observers, FreedMemory()]
+
+
+def _of_a_context(anatomy: Anatomy, summaries: Summaries | None = None) -> list[Observer]:
+    causal = [stack.name for stack in anatomy.stacks if stack.causal]
+    return [Finite(), StreamObserver(causal=causal), AttentionObserver(summaries)]
 
 
 def _differs(own: Anatomy, anatomy: Anatomy) -> str:
