@@ -35,7 +35,7 @@ def test_heads_frozen_on_one_key_are_a_failure_of_their_layer_with_both_referenc
     assert (suspicion.severity, suspicion.layers) == (Severity.FAIL, (3,))
     assert suspicion.heads == tuple(WHOLE_LAYER)
     (test,) = suspicion.tests
-    assert (test.intervention.kind, test.intervention.heads, test.expects) == ("mean-head", (0, 1, 2, 3), "no effect")
+    assert (test.intervention.kind, test.intervention.heads, test.expects) == ("mean-head", (0, 1, 2, 3), "told")
     assert {one.metric for one in suspicion.comparisons} == {"normalized_entropy", "selectivity", "logit_std"}
     assert all(one.against == "initialisation" for one in suspicion.comparisons)
     assert "(0.2 at initialisation)" in suspicion.claim
@@ -56,11 +56,31 @@ def test_heads_frozen_on_various_keys_are_told_and_no_effect_decides():
         assert (verdict.severity, verdict.layers, verdict.effects[0].change) == (Severity.WARN, (3,), change)
 
 
-def test_heads_frozen_on_one_key_are_cleared_where_their_mean_is_not_enough():
+def test_that_alike_rows_are_their_own_mean_confirms_nothing_and_the_initialisation_decides():
     seen = with_heads(ON_CONTENT, *WHOLE_LAYER)
-    assert diagnose(seen, [FAILURE], tester=Told(0.001)).worst is Severity.FAIL
-    assert diagnose(seen, [FAILURE], tester=Told(0.3)).worst is None
+    alone = evidence([row for row in seen.rows if row.source == "measured"])
+    for tester in (Told(0.0), Told(0.3), Told("a kernel that cannot be rewritten.")):
+        assert diagnose(seen, [FAILURE], tester=tester).worst is Severity.FAIL
+        assert diagnose(alone, [FAILURE], tester=tester).worst is Severity.NOTE  # no initialisation
     assert diagnose(seen, [FAILURE]).worst is Severity.NOTE
+
+
+@pytest.mark.parametrize(
+    ("weights", "ratio", "worst"),
+    [
+        ("trained", 1e-7, Severity.WARN),  # a hundred thousandth of .2 and less
+        ("fresh", 1e-8, Severity.WARN),  # rounding of float32 beside the gradient of values
+        ("fresh", 3e-7, Severity.NOTE),  # below the usual, and not yet rounding
+        ("trained", 1e-3, None),
+        ("fresh", 1e-3, None),
+    ],
+)
+def test_a_gradient_counts_against_the_initialisation_or_of_fresh_weights_against_the_dtype(weights, ratio, worst):
+    rows = grid({(2, 1): ON_CONTENT | {"logit_std": 8.0}}) + gradients({(2, 1): ratio})
+    assert diagnose(evidence(rows, weights=weights), [FAILURE], tester=Told(0.0)).worst is worst
+    measured = [row for row in rows if row.source == "measured"]
+    alone = diagnose(evidence(measured, weights=weights), [FAILURE], tester=Told(0.0)).worst
+    assert alone is (Severity.NOTE if worst is not None and weights == "trained" else worst)
 
 
 def test_a_head_without_entropy_that_points_each_query_to_its_own_key_is_healthy():
@@ -71,6 +91,25 @@ def test_a_head_without_entropy_that_points_each_query_to_its_own_key_is_healthy
 def test_a_head_that_rests_on_the_first_token_is_a_sink_and_no_collapse():
     resting = ON_CONTENT | {"sink_position": 0.0, "logit_std": 60.0}
     assert FAILURE.look(with_heads(resting, *WHOLE_LAYER)).clear
+
+
+def on_a_delimiter(*others, logit_std=60.0, keys=9.0):
+    """A head that is sharp on position 9, and others of moderate logits that rest on `keys`."""
+    sharp = {(3, 1): ON_CONTENT | {"logit_std": logit_std}}
+    resting = {"entropy": 0.3, "selectivity": 0.1, "sink_mass": 0.7, "sink_position": keys, "logit_std": 5.0}
+    return evidence(grid(sharp | dict.fromkeys(others, resting)))
+
+
+def test_a_head_that_rests_where_others_do_that_are_not_frozen_is_a_sink_and_no_collapse():
+    looked = FAILURE.look(on_a_delimiter((1, 0), (2, 3)))
+    assert "rest on a sink" in looked.clear
+    for seen in (
+        on_a_delimiter((1, 0)),  # one may be there by chance
+        on_a_delimiter((1, 0), (2, 3), keys=12.0),  # elsewhere
+        on_a_delimiter((1, 0), (2, 3), logit_std=120.0),  # whatever it rests on
+        with_heads(ON_CONTENT | {"logit_std": 60.0}, (1, 0), (2, 3), (3, 1)),  # frozen ones do not vouch
+    ):
+        assert (3, 1) in [place for one in FAILURE.look(seen).suspicions for place in one.heads]
 
 
 def test_logits_that_no_training_takes_back_are_a_warning_whatever_the_heads_point_to():

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.kinds import PART, Head, Place, heads_of, in_words
 from fullrank.diagnosis.sure import above, below
-from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.table import Row
 
@@ -21,10 +23,22 @@ NAME = "entropy-collapse"
 
 @dataclass(frozen=True)
 class _Frozen:
-    """What shows that a head's softmax no longer moves: its logits, or what is left of its queries' gradient."""
+    """What shows that a head's softmax no longer moves: its logits, or what is left of its queries' gradient.
+
+    Attributes:
+        logits: beyond their limit, and far beyond their initialisation where that is known.
+        gradient: beyond its limit.
+        exceeded: whether one of the two was held against the initialisation, or of fresh weights against the dtype.
+    """
 
     logits: Row | None
     gradient: Comparison | None
+    exceeded: bool
+
+    @property
+    def shown(self) -> bool:
+        """Whether anything shows it."""
+        return self.logits is not None or self.gradient is not None
 
 
 def _look(evidence: Evidence) -> Looked:
@@ -36,21 +50,22 @@ def _look(evidence: Evidence) -> Looked:
         seen += len(heads)
         logits = evidence.heads("logit_std", stack, site="attention", part=PART)
         gradients = _gradients(evidence, stack)
+        frozen = {place: _frozen(evidence, logits.get(place), gradients.get(place)) for place in heads}
+        resting = _resting(evidence, stack, heads, frozen)
         found: dict[Place, _Frozen] = {}
         for place, head in heads.items():
             if not below(head.entropy, threshold(f"{NAME}.entropy")):
                 continue
             sharp += 1
-            purposeful = head.particular >= threshold(f"{NAME}.pointer") or _on_the_first(evidence, stack, place, head)
+            purposeful = head.particular >= threshold(f"{NAME}.pointer") or place in resting
             if purposeful and not (place in logits and above(logits[place], threshold(f"{NAME}.whatever"))):
                 pointers += 1
                 continue
             if place not in logits and place not in gradients:
                 unseen.append(place)
                 continue
-            frozen = _frozen(evidence, logits.get(place), gradients.get(place))
-            if frozen.logits is not None or frozen.gradient is not None:
-                found[place] = frozen
+            if frozen[place].shown:
+                found[place] = frozen[place]
         layers = sorted({layer for layer, _ in found})
         suspicions += [_suspicion(evidence, stack, layer, heads, found) for layer in layers]
     if suspicions:
@@ -65,15 +80,38 @@ def _look(evidence: Evidence) -> Looked:
         return Looked(clear=f"none of {seen} heads has less than {limit:.2g} of the largest entropy.")
     return Looked(
         clear=f"{sharp} of {seen} heads have almost no entropy: {pointers} point each query to its own key or rest on "
-        "the first token, and no other has logits or a query gradient that are out of bounds."
+        "a sink, and no other has logits or a query gradient that are out of bounds."
     )
 
 
-def _on_the_first(evidence: Evidence, stack: str, place: Place, head: Head) -> bool:
-    """Whether a head rests on the first token, as a sink does: that is another matter."""
-    position = evidence.heads("sink_position", stack, site="attention", part=PART).get(place)
-    on_one = head.sink is not None and head.sink.value is not None and head.sink.value >= threshold("kinds.sink")
-    return on_one and position is not None and position.value == 0
+def _resting(
+    evidence: Evidence, stack: str, heads: dict[Place, Head], frozen: dict[Place, _Frozen]
+) -> frozenset[Place]:
+    """Heads that rest on a sink: on the first token, or where others do that are not frozen.
+
+    A delimiter is such a key, wherever it stands: heads that rest on it rest on the same key in each sequence, so that
+    their usual positions are equal. Frozen heads do not vouch for each other.
+
+    Args:
+        evidence: rows.
+        stack: of the model.
+        heads: of the stack.
+        frozen: what shows of each that it is.
+
+    Returns:
+        Those whose one key is a sink of the stack; of a head that is alone on its key logits and gradient decide.
+    """
+    positions = {
+        place: row.value
+        for place, row in evidence.heads("sink_position", stack, site="attention", part=PART).items()
+        if place in heads
+        and (sink := heads[place].sink) is not None
+        and sink.value is not None
+        and sink.value >= threshold("kinds.sink")
+    }
+    healthy = Counter(position for place, position in positions.items() if not frozen[place].shown)
+    sinks = {0.0} | {position for position, of in healthy.items() if of >= threshold(f"{NAME}.resting")}
+    return frozenset(place for place, position in positions.items() if position in sinks)
 
 
 def _gradients(evidence: Evidence, stack: str) -> dict[Place, Comparison]:
@@ -96,14 +134,23 @@ def _gradients(evidence: Evidence, stack: str) -> dict[Place, Comparison]:
 
 
 def _frozen(evidence: Evidence, logits: Row | None, gradient: Comparison | None) -> _Frozen:
-    risen = logits is not None and above(logits, threshold(f"{NAME}.logit_std"))
+    risen, exceeded = logits is not None and above(logits, threshold(f"{NAME}.logit_std")), False
     if risen and logits is not None and evidence.weights != "fresh":
         initial = evidence.initial(logits)
         if initial is not None and initial.value:
-            risen = above(logits, threshold(f"{NAME}.rise") * initial.value)
-    reference = None if gradient is None else gradient.expected or threshold(f"{NAME}.usual_gradient")
-    gone = gradient is not None and gradient.value < threshold(f"{NAME}.gradient") * (reference or 0.0)
-    return _Frozen(logits if risen else None, gradient if gone else None)
+            risen = exceeded = above(logits, threshold(f"{NAME}.rise") * initial.value)
+    usual = None if gradient is None else gradient.expected or threshold(f"{NAME}.usual_gradient")
+    gone = gradient is not None and gradient.value < threshold(f"{NAME}.gradient") * (usual or 0.0)
+    if gone and gradient is not None:
+        rounding = evidence.weights == "fresh" and gradient.value < _eps(evidence.dtype)
+        exceeded = exceeded or gradient.expected is not None or rounding
+    return _Frozen(logits if risen else None, gradient if gone else None, exceeded)
+
+
+def _eps(dtype: str) -> float:
+    """What a dtype resolves beside 1; 0 for what is no dtype of torch."""
+    found = getattr(torch, dtype, None)
+    return torch.finfo(found).eps if isinstance(found, torch.dtype) and found.is_floating_point else 0.0
 
 
 def _suspicion(
@@ -115,8 +162,8 @@ def _suspicion(
     entropies = [float(heads[place].entropy.value or 0) for place in inside]
     # frozen on one key, not on two or three: those are a choice, whatever share of log n their selectivity is
     alike = all(heads[place].selective < threshold("kinds.selective") for place in inside)
+    # rows that are alike are their own mean: replacing them changes nothing whatever the head is worth
     silent = Intervention("mean-head", stack, layer, tuple(head for _, head in inside))
-    test = Test(silent, "no effect", effect_limits()) if alike else Test(silent, "told")
     comparisons = []
     for place in inside[:4]:
         head, frozen = heads[place], found[place]
@@ -137,7 +184,8 @@ def _suspicion(
         layers=(layer,),
         heads=tuple(inside),
         comparisons=tuple(comparisons),
-        tests=(test,),
+        tests=(Test(silent, "told"),),
+        exceeded=all(found[place].exceeded for place in inside),
     )
 
 
@@ -170,15 +218,16 @@ FAILURE = Failure(
     ),
     harmless=(
         "A head that rests on the first token or on a delimiter does nothing on purpose; that is a sink, whose "
-        "logits stay moderate. A pointer may have logits of a few tens: the pretrained encoder has one of standard "
+        "logits stay moderate: heads are spared that rest on the first token, or on a key on which others rest that "
+        "are not frozen. A pointer may have logits of a few tens: the pretrained encoder has one of standard "
         "deviation 20. In a model that is not trained any further, a frozen head that still points somewhere useful "
         "costs nothing."
     ),
     tested=(
-        "The heads are replaced by the mean of what they write. Where their rows are alike, this must change "
-        "nothing: they carry nothing that belongs to one token, else the verdict is withdrawn. Where they are frozen "
-        "on various keys the effect is told and decides nothing: a frozen choice can be a useful one, and cannot be "
-        "learned any more. The verdict then rests on the logits or the gradients against the initialisation."
+        "The heads are replaced by the mean of what they write. The effect says what they are worth, and decides "
+        "nothing: rows that are alike are their own mean, and a frozen choice of various keys can be a useful one that "
+        "cannot be learned any more. The verdict rests on logits or gradients against the initialisation (of fresh "
+        "weights, on gradients that are rounding beside the values'); without these it is a note."
     ),
     refuted_by=(
         "The queries of these heads get a gradient of the usual size (--gradients); or the logits were as large when "

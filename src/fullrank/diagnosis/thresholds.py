@@ -175,6 +175,31 @@ _ALL: Final = (
         "training moves nearly all that take part; an edit or a start of somebody's own moves a few",
     ),
     Threshold(
+        "freshness.fewest",
+        64,
+        "numbers of a tensor",
+        "of fewer the spread is known to a tenth at best, and says nothing beside another draw's",
+    ),
+    Threshold(
+        "freshness.heavy",
+        1.0,
+        "excess kurtosis at initialisation",
+        "a draw with such tails estimates its own kurtosis too badly for a standard error of √(24/n)",
+    ),
+    Threshold(
+        "freshness.least_spread",
+        0.1,
+        "of k + 2, k the excess kurtosis",
+        "entries that are all of one size (±a) have k = −2, and a spread that would be known without error; those of "
+        "the uniform distribution have .8",
+    ),
+    Threshold(
+        "freshness.loaded",
+        0.5,
+        "of the numbers that are not constant",
+        "a constructor that gives most weights the same values whatever the seed loads them, and draws none",
+    ),
+    Threshold(
         "rank-collapse-width.random",
         -0.5,
         "exponent of the context",
@@ -349,6 +374,12 @@ _ALL: Final = (
         0.05,
         "of values' gradient",
         "for fresh weights: default initialisations give .02 to .2 (noci)",
+    ),
+    Threshold(
+        "entropy-collapse.resting",
+        2,
+        "heads of the stack that are not frozen",
+        "a key on which they rest is a sink, such as a delimiter; one head alone may meet a frozen one by chance",
     ),
     Threshold(
         "entropy-collapse.share",
