@@ -23,41 +23,90 @@ def updates(*values, **options):
     ]
 
 
-def test_blocks_that_change_little_are_suspected_in_runs():
-    looked = FAILURE.look(evidence(updates(0.5, 0.01, 0.4, 0.5, 0.6, 0.5, 0.4, 0.02, 0.03, 0.6)))
-    assert [one.layers for one in looked.suspicions] == [(2,), (8, 9)]
+def verdicts(rows, *drawn, **told):
+    """Verdicts on rows, and which blocks were skipped for them."""
+    tester = Told(**told)
+    found = diagnose(evidence(rows, *drawn), [FAILURE], tester=tester).verdicts
+    assert {one.kind for one in tester.asked} <= {"skip-block"}
+    return found, [(one.layer, *one.also) for one in tester.asked]
+
+
+def test_every_block_that_changes_little_is_suspected_and_all_of_them_are_one_verdict():
+    rows = updates(0.5, 0.01, 0.4, 0.5, 0.6, 0.5, 0.4, 0.02, 0.03, 0.6)
+    looked = FAILURE.look(evidence(rows))
+    assert [one.layers for one in looked.suspicions] == [(2,), (8,), (9,)]
     assert all(one.severity is Severity.WARN for one in looked.suspicions)
-    assert "blocks 8–9 of 10" in looked.suspicions[1].claim
-    assert "3.00 %" in looked.suspicions[1].claim
+    (untested,) = diagnose(evidence(rows), [FAILURE]).verdicts
+    (tested,), _ = verdicts(rows)
+    assert (untested.severity, tested.severity) == (Severity.NOTE, Severity.WARN)
+    for one in (untested, tested):
+        assert one.layers == (2, 8, 9)
+        assert "blocks 2 and 8–9 of 10 change the stream by at most 3.00 % each" in one.claim
+        assert {number.where for number in one.comparisons} == {f"encoder layer {block}" for block in (2, 8, 9)}
 
 
-def test_a_run_is_skipped_block_by_block_and_together():
-    tester = Told()
-    diagnosis = diagnose(evidence(updates(0.5, 0.4, 0.01, 0.02, 0.4, 0.6, 0.5)), [FAILURE], tester=tester)
-    assert [(one.kind, one.layer, one.also) for one in tester.asked] == [
-        ("skip-block", 3, ()),
-        ("skip-block", 4, ()),
-        ("skip-block", 3, (4,)),
-    ]
-    (verdict,) = diagnosis.verdicts
-    assert (verdict.severity, verdict.layers) == (Severity.WARN, (3, 4))
+def test_blocks_are_skipped_one_by_one_and_together():
+    (verdict,), skipped = verdicts(updates(0.5, 0.4, 0.01, 0.02, 0.4, 0.6, 0.5))
+    assert skipped == [(3,), (4,), (3, 4)]
+    assert (verdict.severity, verdict.layers, len(verdict.effects)) == (Severity.WARN, (3, 4), 3)
+    assert "not even together" in verdict.claim
 
 
-def test_a_third_of_the_stack_is_one_failure_and_all_of_it_is_skipped():
-    tester = Told()
-    diagnosis = diagnose(evidence(updates(0.01, 0.5, 0.6, 0.01, 0.5, 0.6)), [FAILURE], tester=tester)
-    (verdict,) = diagnosis.verdicts
+def test_a_third_of_the_stack_that_nothing_misses_together_is_one_failure():
+    (verdict,), skipped = verdicts(updates(0.01, 0.5, 0.6, 0.01, 0.5, 0.6))
     assert (verdict.severity, verdict.layers) == (Severity.FAIL, (1, 4))
-    assert tester.asked[-1].also == (4,)
+    assert skipped == [(1,), (4,), (1, 4)]
 
 
-def test_a_block_that_matters_is_refuted_and_one_of_a_group_too():
-    rows = updates(0.5, 0.01, 0.4, 0.5, 0.6, 0.5)
-    assert diagnose(evidence(rows), [FAILURE], tester=Told(effects={(2,): 0.3})).verdicts == ()
-    group = evidence(updates(0.5, 0.01, 0.02, 0.5, 0.6, 0.5, 0.6))
-    refuted = diagnose(group, [FAILURE], tester=Told(effects={(2, 3): 0.3}))
+def test_twelve_dead_blocks_are_one_verdict_whatever_they_are_together():
+    rows = updates(*[0.01] * 12, *[0.5] * 12)
+    everything = tuple(range(1, 13))
+    for change, grave, words in (
+        (0.0, Severity.FAIL, "not even together"),
+        (0.4, Severity.WARN, "each of them"),  # each can be spared while the others are there
+        ("too large for this machine.", Severity.WARN, "each of them"),
+    ):
+        (verdict,), skipped = verdicts(rows, effects={everything: change})
+        assert (verdict.severity, verdict.layers) == (grave, everything)
+        assert words in verdict.claim
+        assert len(skipped) == 13
+        assert len(verdict.effects) == 13 - isinstance(change, str)
+
+
+def test_a_block_that_matters_is_refuted_and_only_it_is_left_out():
+    alone = updates(0.5, 0.01, 0.4, 0.5, 0.6, 0.5)
+    refuted = diagnose(evidence(alone), [FAILURE], tester=Told(effects={(2,): 0.3}))
     assert refuted.verdicts == ()
     assert "refuted" in refuted.clear[0].words
+    group = updates(0.5, 0.01, 0.02, 0.01, 0.6, 0.5, 0.6, 0.6, 0.6, 0.6)
+    (verdict,), skipped = verdicts(group, effects={(3,): 0.3})
+    assert (verdict.severity, verdict.layers) == (Severity.WARN, (2, 4))
+    assert skipped == [(2,), (3,), (4,), (2, 4)]
+    assert "Not so block 3, which looked alike: skipping it has an effect." in verdict.claim
+    (verdict,), _ = verdicts(group, effects={(3,): 0.3, (4,): 0.3})
+    assert verdict.layers == (2,)
+    assert "block 2 of 10 changes" in verdict.claim
+    assert "skipping them has an effect" in verdict.claim
+
+
+def test_a_third_counts_only_blocks_that_nothing_misses():
+    (verdict,), _ = verdicts(updates(0.01, 0.01, 0.6, 0.5, 0.5, 0.6), effects={(1,): 0.3})
+    assert (verdict.severity, verdict.layers) == (Severity.WARN, (2,))
+
+
+def test_a_block_of_which_nothing_could_be_told_is_a_note_beside_the_others():
+    found, _ = verdicts(updates(0.5, 0.01, 0.5, 0.01, 0.5, 0.5, 0.5), effects={(4,): 0.01})
+    assert [(one.severity, one.layers) for one in found] == [(Severity.WARN, (2,)), (Severity.NOTE, (4,))]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "severity"), [((), Severity.NOTE), ((0.01, 0.01), Severity.NOTE), ((0.2, 0.2), Severity.FAIL)]
+)
+def test_where_no_block_can_be_skipped_they_must_have_written_at_initialisation(drawn, severity):
+    initial = updates(*drawn, 0.5, source="initialisation") if drawn else []
+    untestable = {"otherwise": "the block gives another shape than it is given."}
+    (verdict,), _ = verdicts(updates(0.01, 0.01, 0.5), initial, **untestable)
+    assert (verdict.severity, verdict.effects) == (severity, ())
 
 
 def test_untested_it_is_a_note():
@@ -148,4 +197,4 @@ def test_identities_in_a_real_model_are_found_and_no_other_block(dead):
     looked = FAILURE.look(Evidence.of(report, weights="trained"))
     assert bool(looked.clear) == (not dead)
     assert {layer for one in looked.suspicions for layer in one.layers} == set(dead)
-    assert all((one.severity is Severity.FAIL) == (len(dead) * 3 >= 6) for one in looked.suspicions)
+    assert all(one.severity is Severity.WARN for one in looked.suspicions)

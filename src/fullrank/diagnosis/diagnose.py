@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from fullrank.diagnosis.evidence import Evidence
-from fullrank.diagnosis.failure import Failure, Suspicion
+from fullrank.diagnosis.failure import Failure, Join, Suspicion
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.report.verdict import Checked, Diagnosis, Effect, Outcome, Verdict
+from fullrank.report.verdict import Checked, Diagnosis, Effect, Outcome, Severity, Verdict
 
 __all__ = ["Tester", "diagnose"]
 
@@ -58,17 +60,13 @@ def diagnose(
             unchecked.append(Checked(failure.name, f"means something for {failure.valid_for} weights only."))
             continue
         looked = failure.look(evidence)
-        found: list[Verdict] = []
-        for suspicion in looked.suspicions:
-            effects, reasons = _tested(suspicion, tester)
-            unchecked += [Checked(failure.name, reason) for reason in reasons]
-            verdict = failure.verdict(suspicion, effects, model)
-            found += [] if verdict is None else [verdict]
-        refuted = len(looked.suspicions) - len(found)
-        verdicts += found
+        tried = partial(_tried, failure, tester, model, unchecked)
+        said = [(suspicion, tried(suspicion)[0]) for suspicion in looked.suspicions]
+        found = [verdict for _, verdict in said if verdict is not None]
+        verdicts += found if failure.join is None else _joined(failure.join, evidence, said, tried)
         if looked.unchecked:
             unchecked.append(Checked(failure.name, looked.unchecked))
-        elif refuted and not found:
+        elif looked.suspicions and not found:
             clear.append(Checked(failure.name, "suspected from the numbers, and refuted by intervention."))
         elif not found:
             clear.append(Checked(failure.name, looked.clear))
@@ -86,12 +84,46 @@ def diagnose(
     )
 
 
+def _joined(
+    join: Join,
+    evidence: Evidence,
+    said: Sequence[tuple[Suspicion, Verdict | None]],
+    tried: Callable[[Suspicion], tuple[Verdict | None, tuple[Effect, ...]]],
+) -> list[Verdict]:
+    """One verdict of each stack and severity; its effects are those of its parts, then those of being one."""
+    groups: dict[tuple[str, Severity], list[tuple[Suspicion, Verdict]]] = {}
+    for suspicion, verdict in said:
+        if verdict is not None:
+            groups.setdefault((suspicion.stack, verdict.severity), []).append((suspicion, verdict))
+    found = []
+    for (stack, severity), group in groups.items():
+        parts = tuple(replace(suspicion, severity=severity) for suspicion, _ in group)
+        refuted = tuple(one for one, verdict in said if verdict is None and one.stack == stack)
+        effects = [effect for _, verdict in group for effect in verdict.effects]
+        for whole in join(evidence, parts, refuted):
+            verdict, more = tried(whole)
+            effects += more
+            if verdict is not None and verdict.severity is whole.severity:
+                found.append(replace(verdict, effects=tuple(effects)))
+                break
+    return found
+
+
 def _spec(about: Mapping[str, Any]) -> str:
     """The model as a shell reads it, its own random weights asked for; SPEC for one that was passed as a module."""
     name = str(about.get("model") or "")
     if not name or name == about.get("architecture"):
         return "SPEC"
     return f"{shlex.quote(name)} --init" if about.get("fresh") else shlex.quote(name)
+
+
+def _tried(
+    failure: Failure, tester: Tester | None, model: str, unchecked: list[Checked], suspicion: Suspicion
+) -> tuple[Verdict | None, tuple[Effect, ...]]:
+    """What becomes of a suspicion, and what its tests changed; why one could not be run is added to `unchecked`."""
+    effects, reasons = _tested(suspicion, tester)
+    unchecked += [Checked(failure.name, reason) for reason in reasons]
+    return failure.verdict(suspicion, effects, model), tuple(effect for effect in effects or () if effect is not None)
 
 
 def _tested(suspicion: Suspicion, tester: Tester | None) -> tuple[tuple[Effect | None, ...] | None, list[str]]:

@@ -12,7 +12,7 @@ from fullrank.report.verdict import Comparison, Effect, Severity, Validity, Verd
 if TYPE_CHECKING:
     from fullrank.diagnosis.evidence import Evidence
 
-__all__ = ["Failure", "Looked", "Suspicion", "Test"]
+__all__ = ["Failure", "Join", "Looked", "Suspicion", "Test"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ class Looked:
     unchecked: str = ""
 
 
+Join = Callable[["Evidence", tuple[Suspicion, ...], tuple[Suspicion, ...]], tuple[Suspicion, ...]]
+"""Says suspicions of one stack as one. Given are those that came to the same severity once each was tested, with that
+severity, and those of the stack that were refuted. Returned are ways to say it, gravest first: one that claims more
+than its parts has tests of its own, the last one has none. Said is the first that comes to its severity."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A named failure of signal propagation.
@@ -102,6 +108,7 @@ class Failure:
         papers: keys and titles of the works behind it.
         valid_for: for which weights.
         look: finds suspicions in the evidence.
+        join: says suspicions of one stack as one; None where each is a verdict of its own.
     """
 
     name: str
@@ -114,6 +121,7 @@ class Failure:
     papers: tuple[str, ...]
     valid_for: Validity
     look: Callable[[Evidence], Looked]
+    join: Join | None = None
 
     def verdict(self, suspicion: Suspicion, effects: tuple[Effect | None, ...] | None, model: str) -> Verdict | None:
         """What becomes of a suspicion.
