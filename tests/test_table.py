@@ -144,6 +144,17 @@ def test_positions_are_kept_where_batches_agree_and_never_averaged():
     assert differ.merge(other).rows[0].value is None
 
 
+@pytest.mark.parametrize("scope", ["all", "samples"])
+def test_of_largest_entries_the_largest_is_kept(scope):
+    first, second, none = (
+        Table([row(value, metric="max_abs", n=n, scope=scope, note="" if n else "none")])
+        for value, n in ((3.0, 2), (8.0, 1), (None, 0))
+    )
+    merged = row(8.0, metric="max_abs", n=3, scope=scope)
+    assert first.merge(second).rows[0] == second.merge(first).rows[0] == merged
+    assert first.merge(none, second).rows[0] == row(8.0, metric="max_abs", n=3, scope=scope, note="none")
+
+
 def test_the_headline_is_late_where_it_exists():
     assert headline({"all", "late"}) == "late"
     assert headline({"all", "no-sink"}) == "all"

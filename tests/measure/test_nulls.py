@@ -25,8 +25,10 @@ def test_causal_nulls_are_of_the_late_half_where_the_metric_is_taken_there():
     for metric in ("residual", "centered_stable_rank", "token_energy"):
         assert late[metric] == pytest.approx(whole[metric], rel=0.1), metric
     assert late["token_energy"] == whole["token_energy"]
-    for metric in ("neighbourhood_overlap", "channel_entropy", "max_to_median"):  # only ever taken over all tokens
+    # only ever taken over all tokens
+    for metric in ("neighbourhood_overlap", "channel_entropy", "max_to_median", "max_abs"):
         assert late[metric] == everything[metric], metric
+    assert "max_abs_position" not in late  # any place is as likely
     assert "span_novelty" not in late  # 64 tokens may span all 48 features
     assert "span_novelty" in whole
 

@@ -41,6 +41,16 @@ def test_positions_are_reduced_to_the_most_frequent_one():
     assert (row.value, row.stderr) == (0.0, None)
 
 
+def test_what_one_sequence_alone_decides_is_the_largest_of_all_batches_and_has_no_standard_error():
+    samples, other = Samples(), Samples()
+    samples.add(PLACE, "max_abs", torch.tensor([3.0, torch.nan, 9.0]), reduce="largest")
+    other.add(PLACE, "max_abs", torch.tensor([7.0]), reduce="largest")
+    samples.merge(other)
+    (row,) = samples.rows()
+    assert (row.value, row.stderr, row.n) == (9.0, None, 3)
+    assert list(samples.series()) == []
+
+
 def test_one_inexact_batch_makes_the_row_inexact():
     samples = Samples()
     samples.add(PLACE, "entropy", torch.tensor([1.0]), exact=True)

@@ -139,3 +139,16 @@ def test_samples_are_compared_by_their_means(X):
     H = X.double().mean(1).T  # (features, samples)
     gram = H.T @ H / H.square().sum() - torch.eye(6, dtype=torch.float64) / 6
     assert row.value == pytest.approx(float(gram.norm()), rel=1e-5)
+
+
+def test_the_largest_entry_is_that_of_the_sequence_that_has_it_and_its_position_the_most_frequent(X):
+    X[:, 3, 2] = 100.0
+    X[4, 9, 0] = -500.0
+    observer, over_samples = StreamObserver(causal=["decoder"]), StreamObserver()
+    observer.see(state(X[:4], stack="decoder"))
+    observer.see(state(X[4:], stack="decoder"))
+    largest = number(observer.rows(), "max_abs")
+    assert (largest.value, largest.stderr, largest.n) == (500.0, None, 6)
+    assert number(observer.rows(), "max_abs_position").value == 3
+    over_samples.see(StreamState("mlp", 0, "stream", "out", "blocks.0", X[:, 3][None], None, "samples"))
+    assert number(over_samples.rows(), "max_abs", scope="samples").value == 100.0

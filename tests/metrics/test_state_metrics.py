@@ -10,7 +10,7 @@ from fullrank.errors import BatchError
 from fullrank.metrics.accumulate import real_tokens
 from oracles import states
 
-ONE = ("rms", "similarity", "residual", "channel_entropy", "max_to_median")
+ONE = ("rms", "similarity", "residual", "channel_entropy", "max_to_median", "max_abs", "max_abs_position")
 TWO = ("update_share", "neighbour_cosine", "span_novelty")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,6 +66,27 @@ def test_tokens_that_float32_tells_apart_can_be_one_in_bfloat16():
     X = torch.tensor([[1.0, 1.0], [1.0, 1.001], [1.0, 3.0]])
     assert metrics.distinct_at_dtype(X) == 1
     assert metrics.distinct_at_dtype(X.bfloat16()) == pytest.approx(2 / 3)
+
+
+def test_the_largest_entry_is_exact_in_every_dtype_and_unknown_where_one_is_not_a_number(generator):
+    X = torch.randn(2, 5, 4, generator=generator)
+    X[0, 3, 1] = -60_000.0
+    for dtype in DTYPES:
+        assert metrics.max_abs(X.to(dtype))[0] == X.to(dtype)[0, 3, 1].abs().double()
+        assert metrics.max_abs_position(X.to(dtype))[0] == 3
+    X[1, 0, 0] = torch.nan
+    assert metrics.max_abs(X)[1].isnan() and metrics.max_abs_position(X)[1].isnan()
+    X[0, 1, 1] = -torch.inf
+    assert metrics.max_abs(X)[0] == torch.inf and metrics.max_abs_position(X)[0] == 1
+
+
+def test_the_position_of_the_largest_entry_counts_real_tokens_however_they_are_padded(generator):
+    X = torch.randn(1, 4, 3, generator=generator)
+    X[0, 2, 0] = 50.0
+    left = torch.cat([torch.full((1, 3, 3), 99.0), X], 1)
+    mask = torch.arange(7)[None] >= 3
+    assert metrics.max_abs_position(left, mask) == metrics.max_abs_position(X) == 2
+    assert metrics.max_abs(left, mask) == 50
 
 
 def test_span_novelty_is_unknown_where_the_tokens_may_span_everything(generator):
@@ -157,7 +178,7 @@ def test_one_token_is_not_enough_for_a_number_of_pairs(name):
 @pytest.mark.parametrize("name", [*ALL_OF_ONE, "rms"])
 def test_float32_squares_that_would_overflow_or_vanish_do_not(name, scale, generator):
     X, mask = batch(generator, torch.float32)
-    expected = getattr(metrics, name)(X, mask) * (scale if name == "rms" else 1)
+    expected = getattr(metrics, name)(X, mask) * (scale if name in ("rms", "max_abs") else 1)
     torch.testing.assert_close(getattr(metrics, name)(X * scale, mask), expected, rtol=2e-5, atol=1e-40)
 
 

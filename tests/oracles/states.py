@@ -63,6 +63,14 @@ def max_to_median(X):
     return size[-1] / size[(len(size) - 1) // 2]
 
 
+def max_abs(X):
+    return max(abs(float(x)) for token in X for x in token)
+
+
+def max_abs_position(X):
+    return float(max(range(len(X)), key=lambda t: max(abs(float(x)) for x in X[t])))
+
+
 def distinct_at_dtype(X):
     T = len(X)
     different = [bool((X[t] != X[s]).any()) for t in range(T) for s in range(T) if s != t]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 COUNTS = {  # whole numbers: in another order of sums, what is close to a threshold may fall on its other side
     *("numerical_rank", "centered_numerical_rank", "soft_rank", "centered_soft_rank"),
-    *("distinct_at_dtype", "neighbourhood_overlap", "sink_position"),
+    *("distinct_at_dtype", "neighbourhood_overlap", "sink_position", "max_abs_position"),
 }
 
 

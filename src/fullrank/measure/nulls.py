@@ -47,6 +47,7 @@ def gaussian_nulls(shape: StackShape, *, causal: bool, seed: int = 0) -> Mapping
         if row.value is not None and row.scope in by_scope:
             by_scope[row.scope][row.metric] = row.value
     found = by_scope["all"] | by_scope["late"]
+    found.pop("max_abs_position", None)  # any place is as likely
     tokens = shape.tokens - shape.tokens // 2 if causal else shape.tokens
     for metric in ("shared_energy", "sequence_energy", "token_energy"):
         found[metric] = metrics.null_value(metric, tokens=tokens, width=shape.width, sequences=max(shape.sequences, 1))[

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fullrank import metrics
-from fullrank.measure.samples import Place, Samples
+from fullrank.measure.samples import Place, Reduce, Samples
 from fullrank.table import Row
 
 __all__ = ["OverSamples"]
@@ -49,6 +49,7 @@ class OverSamples:
         self._add(place, "isometry_gap", metrics.isometry_gap(X))
         self._add(place, "channel_entropy", metrics.channel_entropy(X))
         self._add(place, "max_to_median", metrics.max_to_median(X))
+        self._add(place, "max_abs", metrics.max_abs(X), reduce="largest")
         self._add(place, "distinct_at_dtype", metrics.distinct_at_dtype(X))
         self._add_change(place, X)
 
@@ -60,8 +61,17 @@ class OverSamples:
         """Take in the batches that another saw."""
         self._samples.merge(other._samples)
 
-    def _add(self, place: Place, metric: str, value: Tensor, *, note: str = "", exact: bool = True) -> None:
-        self._samples.add(place, metric, value, scope=_SCOPE, undefined=_FEW, note=note, exact=exact)
+    def _add(
+        self,
+        place: Place,
+        metric: str,
+        value: Tensor,
+        *,
+        note: str = "",
+        exact: bool = True,
+        reduce: Reduce = "mean",
+    ) -> None:
+        self._samples.add(place, metric, value, scope=_SCOPE, undefined=_FEW, note=note, exact=exact, reduce=reduce)
 
     def _add_ranks(self, place: Place, X: Tensor, note: str) -> None:
         samples, width = X.shape[1:]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fullrank.table import Row
 
-__all__ = ["Gathered", "Place", "Samples"]
+__all__ = ["Gathered", "Place", "Reduce", "Samples"]
+
+Reduce = Literal["mean", "mode", "largest"]
 
 
 class Place(NamedTuple):
@@ -54,7 +56,7 @@ class _Gathered:
     exact: bool = True
     undefined: str = ""
     note: str = ""
-    reduce: Literal["mean", "mode"] = "mean"
+    reduce: Reduce = "mean"
     heads: tuple[int, ...] | None = None
 
 
@@ -77,7 +79,7 @@ class Samples:
         exact: bool = True,
         undefined: str = "undefined for these tokens",
         note: str = "",
-        reduce: Literal["mean", "mode"] = "mean",
+        reduce: Reduce = "mean",
         heads: tuple[int, ...] | None = None,
     ) -> None:
         """Take in one batch.
@@ -90,7 +92,8 @@ class Samples:
             exact: False where it was sampled or capped; one inexact batch makes the row inexact.
             undefined: the reason given where no sequence has a defined value.
             note: what a reader should know where there is a value.
-            reduce: `mean`, or `mode` for positions, whose average means nothing.
+            reduce: `mean`; `mode` for positions, whose average means nothing; `largest` for what one sequence alone
+                decides, as whether a dtype can hold the numbers. Neither of the last two has a standard error.
             heads: which heads the columns of `values` are, where they are not all of them.
         """
         entry = self._gathered.setdefault(_Key(place, metric, scope), _Gathered())
@@ -120,7 +123,7 @@ class Samples:
         return [row for key, entry in self._gathered.items() for row in _rows(key, entry)]
 
     def series(self) -> Iterator[Gathered]:
-        """The values themselves, batch by batch, of every place, metric and scope; not of positions."""
+        """The values themselves, batch by batch, of every place, metric and scope whose row is their mean."""
         for key, entry in self._gathered.items():
             if entry.reduce == "mean":
                 yield Gathered(*key, tuple(entry.values), entry.heads)
@@ -143,6 +146,8 @@ def _row(key: _Key, entry: _Gathered, values: Tensor, head: int | None) -> Row:
         value = None
     elif entry.reduce == "mode":
         value = float(known.mode().values)
+    elif entry.reduce == "largest":
+        value = float(known.max())
     else:
         value = float(known.mean())
         if n > 1 and math.isfinite(value):

@@ -23,7 +23,7 @@ _ALONE = "one sequence: no interval"
 _INFINITE = "the value is not finite"
 _UNPAIRED = "no sequence has the number at two contexts"
 _SAME = "the sequences of the contexts cannot be told to be the same"
-_POSITIONS = frozenset({"nearest_head", "sink_position"})
+_POSITIONS = frozenset({"max_abs_position", "nearest_head", "sink_position"})
 
 
 class Trend(NamedTuple):

@@ -152,6 +152,8 @@ class StreamObserver:
         self._standardized.add(place, X, real)
         self._samples.add(place, "channel_entropy", metrics.channel_entropy(X, real))
         self._samples.add(place, "max_to_median", metrics.max_to_median(X, real))
+        self._samples.add(place, "max_abs", metrics.max_abs(X, real), reduce="largest")
+        self._samples.add(place, "max_abs_position", metrics.max_abs_position(X, real), reduce="mode")
         self._samples.add(place, "distinct_at_dtype", metrics.distinct_at_dtype(X, real), undefined=_FEW)
         self._samples.add(
             place,

@@ -23,7 +23,7 @@ from fullrank.metrics.batch import (
     similarity_standardized,
     token_energy,
 )
-from fullrank.metrics.channels import channel_entropy, max_to_median
+from fullrank.metrics.channels import channel_entropy, max_abs, max_abs_position, max_to_median
 from fullrank.metrics.definition import Definition
 from fullrank.metrics.distinct import distinct_at_dtype, row_space, span_novelty
 from fullrank.metrics.geometry import Neighbours, intrinsic_dimension, nearest_neighbours, neighbourhood_overlap
@@ -141,6 +141,8 @@ __all__ = [
     "isometry_gap",
     "log_context_gauge",
     "logit_std",
+    "max_abs",
+    "max_abs_position",
     "max_logit",
     "max_to_median",
     "nearest_head",

@@ -1,4 +1,4 @@
-"""How the energy of the stream is spread over its channels: massive activations and rogue dimensions."""
+"""Single channels and entries of the stream: massive activations, rogue dimensions, what a dtype must hold."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fullrank.metrics.accumulate import accumulate, balanced, real_tokens
 
-__all__ = ["channel_entropy", "max_to_median"]
+__all__ = ["channel_entropy", "max_abs", "max_abs_position", "max_to_median"]
 
 
 def channel_entropy(
@@ -46,3 +46,39 @@ def max_to_median(
     median = accumulate(size.nanmedian(-1).values)
     peak = accumulate(size.nan_to_num(nan=0.0, posinf=torch.inf).amax(-1))
     return peak / median
+
+
+def max_abs(
+    X: Float[Tensor, "*batch tokens width"], mask: Bool[Tensor, "*batch tokens"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """Largest |x| of all entries of real tokens: what the dtype that holds the states must reach.
+
+    Range [0, ∞]; null ≈ √(2 log(T d)) for entries of unit variance. NaN where an entry is, or without a token.
+    Invariant to token order alone. O(T d).
+    """
+    return _sizes(X, mask).amax(-1)
+
+
+def max_abs_position(
+    X: Float[Tensor, "*batch tokens width"], mask: Bool[Tensor, "*batch tokens"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """Index, among the real tokens, of the one that holds the largest |x|; of several the first.
+
+    The key that an attention sink rests on often holds it: see `sink_position`. NaN where `max_abs` is. Invariant to
+    scale alone. O(T d).
+    """
+    peak, index = _sizes(X, mask).max(-1)
+    if mask is not None and mask.shape[-1]:  # padding before a sequence does not count
+        index = (mask.cumsum(-1) - 1).gather(-1, index[..., None])[..., 0]
+    return torch.where(peak.isnan(), torch.nan, index.to(peak.dtype))
+
+
+def _sizes(X: Tensor, mask: Tensor | None) -> Tensor:
+    """Largest |x| of every token, 0 of padded ones; a single NaN where no token is real."""
+    if X.shape[-2] == 0:
+        return accumulate(X.new_full((*X.shape[:-2], 1), torch.nan))
+    sizes = accumulate(torch.linalg.vector_norm(X.detach(), ord=torch.inf, dim=-1))  # exact in every dtype
+    if mask is None:
+        return sizes
+    sizes = torch.where(mask, sizes, 0)
+    return torch.where(mask.any(-1, keepdim=True), sizes, torch.nan)

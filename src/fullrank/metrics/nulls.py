@@ -49,6 +49,7 @@ _ONE_STATE: dict[str, Callable[[Tensor], Tensor]] = {
     "similarity_standardized": batch.similarity_standardized,
     "channel_entropy": channels.channel_entropy,
     "max_to_median": channels.max_to_median,
+    "max_abs": channels.max_abs,
     "intrinsic_dimension": geometry.intrinsic_dimension,
     "orthogonality_gap": samples.orthogonality_gap,
     "isometry_gap": samples.isometry_gap,

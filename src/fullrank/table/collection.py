@@ -75,7 +75,8 @@ class Table:
         a key that only some tables have is kept. The standard error is None where a row of several sequences has none.
         Numbers that belong to a whole batch (energy shares, `similarity_across`, `similarity_standardized`, everything
         over `samples`) are not determined by those of its parts: they become means weighted by n, marked
-        `exact=False`, with a note. `sink_position` is kept where the tables agree and is else missing.
+        `exact=False`, with a note. Positions (`sink_position`, `max_abs_position`) are kept where the tables agree
+        and are else missing; of `max_abs` the largest is kept.
 
         Args:
             *others: tables to pool with this one.

@@ -17,7 +17,9 @@ _OF_THE_BATCH = frozenset(
     {"shared_energy", "sequence_energy", "token_energy", "similarity_across", "similarity_standardized"}
 )
 # A place in the sequence: halfway between two of them lies a third that has nothing to do with either.
-_POSITIONS = frozenset({"nearest_head", "sink_position"})
+_POSITIONS = frozenset({"max_abs_position", "nearest_head", "sink_position"})
+# One sequence decides it: that of all batches is the largest of theirs.
+_LARGEST = frozenset({"max_abs"})
 
 _APART = "pooled from several batches; measured together it may differ"
 _DIFFERENT = "positions differ between the batches"
@@ -29,7 +31,7 @@ def pool(group: Sequence[Row]) -> Row:
     The mean is weighted by n, over the rows that have a value. The standard error is that of the union of the samples,
     Σ(x − x̄)² within each row (from its standard error) and between the rows; None where a row of several sequences
     has none. A number that belongs to a whole batch becomes a weighted mean with `exact=False`, a position is kept
-    where the rows agree and else missing, both with a note.
+    where the rows agree and else missing, both with a note. Of largest entries the largest is kept.
 
     Args:
         group: rows of the same key.
@@ -47,6 +49,9 @@ def pool(group: Sequence[Row]) -> Row:
     if len(known) < 2:
         return replace(known[0][0] if known else first, note=_joined(notes))
     n = sum(row.n or 1 for row, _ in known)
+    if first.metric in _LARGEST:
+        largest, exact = max(value for _, value in known), all(row.exact for row, _ in known)
+        return replace(first, value=largest, stderr=None, n=n, exact=exact, note=_joined(notes))
     mean = sum((row.n or 1) * value for row, value in known) / n
     exact = all(row.exact for row, _ in known)
     if first.metric in _OF_THE_BATCH or "samples" in first.scope.split("+"):
