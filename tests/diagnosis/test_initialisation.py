@@ -256,3 +256,24 @@ def test_on_a_gpu_the_reference_is_drawn_there_and_its_random_state_is_as_it_was
     assert freshness(one, other)[0] == "fresh"
     assert freshness(model, one)[0] == "trained"
     assert free_memory(torch.device("cuda")) > 2**20
+
+
+@pytest.mark.gpu
+def test_a_copy_is_reset_on_the_cpu_where_the_random_state_of_its_device_is_not_kept(monkeypatch):
+    """As on MPS and XPU; here CUDA stands for them."""
+    monkeypatch.setattr(initialisation, "_place", lambda device: torch.device("cpu"))
+    drawn = []
+
+    class Draws(nn.Linear):
+        def reset_parameters(self):
+            drawn.append(self.weight.device.type)
+            super().reset_parameters()
+
+    model = nn.Sequential(Draws(8, 8), nn.LayerNorm(8), Draws(8, 8)).cuda()
+    drawn.clear()
+    before = whole_state(model) | {"cuda": torch.cuda.get_rng_state_all()}
+    found = reinitialised(model, seed=1)
+    assert not changes(before, whole_state(model) | {"cuda": torch.cuda.get_rng_state_all()})
+    assert drawn == ["cpu", "cpu"]
+    assert {tensor.device for tensor in found.model.state_dict().values()} == {next(model.parameters()).device}
+    assert alike(found.model.cpu(), reinitialised(model.cpu(), seed=1).model)

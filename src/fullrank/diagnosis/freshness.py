@@ -16,10 +16,8 @@ from fullrank.report.verdict import Weights
 
 __all__ = ["freshness"]
 
-_FEWEST = 64  # numbers of a tensor whose spread says anything
 _MOST = 2**18  # numbers of a tensor that are read for its spread; all of them for whether it is constant
 _SHAPES = (0.0, -1.2, -0.6344)  # excess kurtosis of the normal, the uniform, and the normal cut off at two deviations
-_HEAVY = 1.0  # excess kurtosis beyond which its own estimate has no standard error worth the name
 
 
 class _Sign(NamedTuple):
@@ -36,11 +34,11 @@ def freshness(model: nn.Module, twin: nn.Module | None, *, told: bool | None = N
 
     - one that is constant there (scales of norms, biases) has *moved* where its entries differ from each other; another
       constant is somebody's choice, and says nothing;
-    - of any other with at least 64 entries, the standard deviation s and the excess kurtosis k: it was drawn
-      *otherwise* where |ln s − ln s₀| is more than `freshness.deviation` standard errors √((k̄+2)/2n), k̄ the mean of
-      both kurtoses, n entries each; it is *no draw* where k is further than so many standard errors √(24/n) from the
+    - of any other with at least `freshness.fewest` entries, the standard deviation s and the excess kurtosis k: it was
+      drawn *otherwise* where |ln s − ln s₀| is more than `freshness.deviation` standard errors √((k̄+2)/2n), k̄ the mean
+      of both kurtoses, n entries each; it is *no draw* where k is further than so many standard errors √(24/n) from the
       reference's k₀ (√2 of them) and from what the normal, the uniform and the truncated normal distribution have,
-      unless k₀ is above 1. Of large tensors at most 2¹⁹ entries, evenly spaced, are read for this.
+      unless k₀ is above `freshness.heavy`. Of large tensors at most 2¹⁹ entries, evenly spaced, are read for this.
 
     Trained: at least `freshness.share` of the constants have moved, or, where none has, at least that share of the
     others are no draw. Fresh: no constant has moved, that share is not reached, and either every spread is the
@@ -86,7 +84,7 @@ def _sign(parameter: Tensor, reference: Tensor) -> _Sign | None:
     if start == highest:
         low, high = map(float, parameter.aminmax())
         return _Sign("moved" if low < high else "at its start" if low == start else "set", start)
-    if reference.numel() < _FEWEST:
+    if reference.numel() < threshold("freshness.fewest"):
         return None
     values, expected = _sample(parameter), _sample(reference)
     count = values.numel()
@@ -99,9 +97,11 @@ def _sign(parameter: Tensor, reference: Tensor) -> _Sign | None:
     kurtosis, expected_kurtosis = _excess_kurtosis(values), _excess_kurtosis(expected)
     error = math.sqrt(24 / count)
     far = abs(kurtosis - expected_kurtosis) > limit * error * math.sqrt(2)
-    if far and expected_kurtosis <= _HEAVY and all(abs(kurtosis - shape) > limit * error for shape in _SHAPES):
+    known = expected_kurtosis <= threshold("freshness.heavy")
+    if far and known and all(abs(kurtosis - shape) > limit * error for shape in _SHAPES):
         return _Sign("no draw")
-    error = math.sqrt(max(0.1, (kurtosis + expected_kurtosis) / 2 + 2) / (2 * count))
+    spread = max(threshold("freshness.least_spread"), (kurtosis + expected_kurtosis) / 2 + 2)
+    error = math.sqrt(spread / (2 * count))
     return _Sign("otherwise" if abs(math.log(deviation / expected_deviation)) > limit * error else "alike")
 
 

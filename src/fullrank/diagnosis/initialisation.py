@@ -76,10 +76,10 @@ def reinitialised(model: nn.Module, *, seed: int) -> Initialised:
         if anew is not None:
             return _made(_fitted(anew[0], model, device), model, f"{anew[1]}, seed {seed}")
         try:
-            twin, how = reset_copy(model)
+            twin, how = reset_copy(model, _place(device))
         except CannotReset as why:
             return _none(str(why))
-        return _made(twin, model, f"{how}, seed {seed}")
+        return _made(twin if _place(device) == device else twin.to(device), model, f"{how}, seed {seed}")
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

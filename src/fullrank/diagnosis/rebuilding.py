@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fullrank.diagnosis.thresholds import threshold
 from fullrank.spec.quiet import forked_rng
 
 __all__ = ["rebuilt"]
-
-_MOST_ALIKE = 0.5  # of the numbers that are not constant: a constructor that draws fewer loads its weights
 
 
 def rebuilt(model: nn.Module, device: torch.device, *, seed: int) -> tuple[nn.Module, str] | None:
@@ -97,4 +96,4 @@ def _sums(model: nn.Module) -> dict[str, tuple[int, float]]:
 
 def _drawn(one: dict[str, tuple[int, float]], other: dict[str, tuple[int, float]]) -> bool:
     alike = sum(size for name, (size, total) in one.items() if other.get(name, (0, 0.0))[1] == total)
-    return alike <= _MOST_ALIKE * sum(size for size, _ in one.values())
+    return alike <= threshold("freshness.loaded") * sum(size for size, _ in one.values())

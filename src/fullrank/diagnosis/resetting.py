@@ -24,7 +24,7 @@ class CannotReset(Exception):  # noqa: N818 — becomes a sentence, and is never
     """A model has parts that cannot be initialised again; says which and why."""
 
 
-def reset_copy(model: nn.Module) -> tuple[nn.Module, str]:
+def reset_copy(model: nn.Module, place: torch.device) -> tuple[nn.Module, str]:
     """A deep copy, reset: every module by its `reset_parameters()` or `_reset_parameters()`, children first.
 
     Then by the `_init_weights` of those modules that have one: called alone, or for all modules within where it takes a
@@ -33,13 +33,14 @@ def reset_copy(model: nn.Module) -> tuple[nn.Module, str]:
     first, and one that holds NaN afterwards has no way to be initialised; only where all of its entries are the same in
     the model (a scale of 1, a bias of 0) is it taken to be where it started, and kept.
 
-    Draws from the global generators.
+    Draws from the global generator of one device.
 
     Args:
         model: any module with all of its weights in memory; nothing about it is changed.
+        place: where weights are drawn.
 
     Returns:
-        The copy, and how it was made.
+        The copy, there, and how it was made.
 
     Raises:
         CannotReset: naming the first module that has no way.
@@ -53,6 +54,8 @@ def reset_copy(model: nn.Module) -> tuple[nn.Module, str]:
         twin = copy.deepcopy(model)
     except Exception as error:
         raise CannotReset(f"{type(model).__name__} cannot be copied ({_said(error)})") from error
+    if any(parameter.device != place for parameter in twin.parameters()):
+        twin.to(place)  # where the random state of the model's own device is not kept
     for module in twin.modules():
         for name in HOOKS:
             hooks = getattr(module, name)
