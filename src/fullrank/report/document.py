@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullrank.errors import TableError
+from fullrank.report.prediction import Prediction
 from fullrank.report.spectrum import HeadSpectrum
 from fullrank.report.verdict import Diagnosis
 from fullrank.table import SCHEMA_VERSION, Table, check_schema
@@ -57,8 +58,8 @@ def content(report: Report) -> dict[str, Any]:
         report: any.
 
     Returns:
-        `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`, and where it has them `"slopes"`, `"diagnosis"` and
-        `"reference"`, a document like this one.
+        `{"schema": 1, "about": {…}, "spectra": […], "rows": […]}`, and where it has them `"slopes"`, `"diagnosis"`,
+        `"prediction"` and `"reference"`, a document like this one.
     """
     return {
         "schema": SCHEMA_VERSION,
@@ -66,6 +67,7 @@ def content(report: Report) -> dict[str, Any]:
         "spectra": [_encode(asdict(spectrum)) for spectrum in report.spectra],
         **({"slopes": [_encode(asdict(slope)) for slope in report.context_slopes]} if report.context_slopes else {}),
         **({"diagnosis": _encode(report.diagnosis.to_record())} if report.diagnosis is not None else {}),
+        **({"prediction": _encode(report.prediction.to_record())} if report.prediction is not None else {}),
         **({"reference": content(report.reference)} if report.reference is not None else {}),
         "rows": report.rows.to_records(),
     }
@@ -107,13 +109,14 @@ def parsed(document: Any) -> dict[str, Any]:
     about, spectra, slopes = document.get("about"), document.get("spectra", []), document.get("slopes", [])
     if not isinstance(about, dict) or not isinstance(spectra, list) or not isinstance(slopes, list):
         raise TableError("this is not a fullrank report: it has no 'about', or its 'spectra' or 'slopes' are no list.")
-    diagnosis, reference = document.get("diagnosis"), document.get("reference")
+    diagnosis, reference, prediction = (document.get(name) for name in ("diagnosis", "reference", "prediction"))
     return {
         "rows": Table.from_records(document["rows"]),
         "about": _decode(about),
         "spectra": tuple(_spectrum(record) for record in spectra),
         "context_slopes": tuple(slope_of(_decode(record)) for record in slopes),
         "diagnosis": None if diagnosis is None else Diagnosis.from_record(_decode(diagnosis)),
+        "prediction": None if prediction is None else Prediction.from_record(_decode(prediction)),
         "reference": None if reference is None else parsed(reference),
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fullrank.report import document
 from fullrank.report.context import by_context
 from fullrank.report.figure import as_figure, draw
+from fullrank.report.prediction import Prediction
 from fullrank.report.ratios import ratio_frame
 from fullrank.report.scree import scree
 from fullrank.report.series import Series, series_of
@@ -44,6 +45,7 @@ class Report:
             where none was drawn.
         diagnosis: which failures were found, which are not there, which could not be looked for; None where nobody
             looked.
+        prediction: of a predicted report, which theories speak, how well they fit, and answers; None of a measured one.
     """
 
     rows: Table
@@ -52,6 +54,7 @@ class Report:
     context_slopes: tuple[Slope, ...] = ()
     reference: Report | None = None
     diagnosis: Diagnosis | None = None
+    prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "about", document.plain(self.about))
@@ -94,6 +97,12 @@ class Report:
         The null is of Gaussian tokens of the same shape, for metrics of the stream at their headline scope.
         """
         return ratio_frame(self)
+
+    @property
+    def primary(self) -> str | None:
+        """Of a predicted report, the source whose theory's assumptions hold best: `theory:<key>`."""
+        key = None if self.prediction is None else self.prediction.primary
+        return None if key is None else f"theory:{key}"
 
     def pivot(
         self,

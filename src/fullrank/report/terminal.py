@@ -10,6 +10,7 @@ from fullrank.report.headlines import Cell, Column, Headlines, headlines
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.terminal_diagnosis import TIMES, beside, checked, verdicts
+from fullrank.report.terminal_prediction import NEXT, answered, left_out
 from fullrank.report.trends import contexts_of, counted, steepest
 from fullrank.report.wording import examined, row_notes, scope_words
 
@@ -50,6 +51,9 @@ def render(
         if report.diagnosis is not None:
             yield from verdicts(report.diagnosis, ascii_only=ascii_only)
             yield Text()
+        if report.prediction is not None:
+            yield from answered(report.prediction, ascii_only=ascii_only)
+            yield Text()
         floor = False
         scopes: dict[str, None] = {}
         for one in series_of((report,), ("",)):
@@ -71,11 +75,15 @@ def render(
         yield from _trends(report, ascii_only=ascii_only)
         if report.diagnosis is not None:
             yield from checked(report.diagnosis, ascii_only=ascii_only)
+        if report.prediction is not None:
+            yield from left_out(report.prediction, ascii_only=ascii_only)
         yield from _notes(report, ascii_only=ascii_only)
     rows = sum(len(report.rows) for report in reports)
+    predicted = all(report.prediction is not None for report in reports)
+    explained = ("fullrank explain VERDICT", "what a verdict means, when it is harmless, how it is tested")
     yield from next_steps(
         [
-            ("fullrank explain VERDICT", "what a verdict means, when it is harmless, how it is tested"),
+            *(NEXT if predicted else (explained,)),
             ("fullrank metrics", "what each number means, what is healthy and what is collapsed"),
             ("--html report.html", f"all {rows:,} numbers: profiles, every head, singular values"),
             ("--json > report.json", "the same for programs; Report.load reads it back"),

@@ -43,7 +43,13 @@ def stream_rows(
     Returns:
         Rows, layer by layer.
     """
-    where = {"source": f"theory:{key}", "stack": architecture.stack, "site": "stream", "part": "out", "head": None}
+    where: dict[str, Any] = {
+        "source": f"theory:{key}",
+        "stack": architecture.stack,
+        "site": "stream",
+        "part": "out",
+        "head": None,
+    }
     where["scope"] = scope or headline_scope(architecture)
     count = architecture.context if where["scope"] == "all" else max(2, architecture.context // 2)
     share = 1 - 1 / count
