@@ -50,8 +50,8 @@ def answered(prediction: Prediction, *, ascii_only: bool) -> Iterator[Renderable
         yield Text("\nanswers", style="bold")
         lines = Grid.grid(padding=(0, 1, 0, 0))
         for answer in prediction.answers:
-            words = answer_words(answer)
-            lines.add_row("-" if ascii_only else "·", Text(_plain(words) if ascii_only else words, overflow="fold"))
+            said = answer_words(answer)
+            lines.add_row("-" if ascii_only else "·", Text(_plain(said) if ascii_only else said, overflow="fold"))
         yield lines
 
 
