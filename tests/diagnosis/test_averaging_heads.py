@@ -19,23 +19,27 @@ def averaging(*places):
 MOST = [(layer, index) for layer in (2, 3) for index in (0, 1, 3)]
 
 
-def test_most_heads_of_several_layers_are_a_warning_at_those_layers_and_heads():
-    (suspicion,) = FAILURE.look(averaging(*MOST, (4, 0))).suspicions
-    assert suspicion.severity is Severity.WARN
-    assert suspicion.layers == (2, 3)
-    assert suspicion.heads == tuple(MOST)
-    assert [(test.intervention.kind, test.intervention.layer, test.intervention.heads) for test in suspicion.tests] == [
+def test_most_heads_of_several_layers_are_one_warning_at_those_layers_and_heads():
+    tester = Told(0.0)
+    (verdict,) = diagnose(averaging(*MOST, (4, 0)), [FAILURE], tester=tester).verdicts
+    assert verdict.severity is Severity.WARN
+    assert verdict.layers == (2, 3)
+    assert verdict.heads == tuple(MOST)
+    assert [(one.kind, one.layer, one.heads) for one in tester.asked] == [
         ("mean-head", 2, (0, 1, 3)),
         ("mean-head", 3, (0, 1, 3)),
     ]
-    assert {one.against for one in suspicion.comparisons} == {"initialisation"}
-    assert "6 heads" in suspicion.claim
-    assert "(0.999 at initialisation)" in suspicion.claim
+    assert len(verdict.effects) == 2
+    assert {one.against for one in verdict.comparisons} == {"initialisation"}
+    assert "6 heads" in verdict.claim
+    assert "2 of 4 layers" in verdict.claim
+    assert "(0.999 at initialisation)" in verdict.claim
 
 
-def test_most_heads_of_one_layer_are_a_note():
-    (suspicion,) = FAILURE.look(averaging((2, 0), (2, 1), (2, 2))).suspicions
-    assert (suspicion.severity, suspicion.layers) == (Severity.NOTE, (2,))
+def test_most_heads_of_one_layer_are_a_note_even_when_tested():
+    (verdict,) = diagnose(averaging((2, 0), (2, 1), (2, 2)), [FAILURE], tester=Told(0.0)).verdicts
+    assert (verdict.severity, verdict.layers) == (Severity.NOTE, (2,))
+    assert verdict.effects
 
 
 def test_a_few_averaging_heads_are_clear_and_counted():
@@ -75,6 +79,43 @@ def test_means_that_change_nothing_confirm_it_and_means_that_do_refute_it():
     assert diagnose(averaging(*MOST), [FAILURE]).verdicts[0].severity is Severity.NOTE
 
 
+class OneMatters(Told):
+    """The means of one layer change the loss by `change`, those of others do not."""
+
+    layer = 3
+
+    def effect(self, intervention):
+        mine = Told(self.change if intervention.layer == self.layer else 0.0)
+        return mine.effect(intervention)
+
+
+def test_a_layer_whose_means_change_the_loss_is_left_out_and_said_and_the_others_stay():
+    three = [*MOST, (4, 0), (4, 1), (4, 2)]
+    (verdict,) = diagnose(averaging(*three), [FAILURE], tester=OneMatters(0.2)).verdicts
+    assert (verdict.severity, verdict.layers) == (Severity.WARN, (2, 4))
+    assert {layer for layer, _ in verdict.heads} == {2, 4}
+    assert "Not so those of layer 3" in verdict.claim
+    (verdict,) = diagnose(averaging(*MOST), [FAILURE], tester=OneMatters(0.2)).verdicts
+    assert (verdict.severity, verdict.layers) == (Severity.NOTE, (2,))  # one layer that pools is a design
+
+
+def test_a_layer_of_which_nothing_could_be_told_is_a_note():
+    three = [*MOST, (4, 0), (4, 1), (4, 2)]
+    found = diagnose(averaging(*three), [FAILURE], tester=OneMatters(0.01)).verdicts
+    assert [(one.severity, one.layers) for one in found] == [(Severity.WARN, (2, 4)), (Severity.NOTE, (3,))]
+
+
+@pytest.mark.parametrize(
+    ("selectivity", "kept", "severity"),
+    [(0.001, True, Severity.WARN), (0.02, True, Severity.NOTE), (0.001, False, Severity.NOTE)],
+)
+def test_where_no_mean_can_be_taken_heads_must_be_no_more_selective_than_at_initialisation(selectivity, kept, severity):
+    given = grid(dict.fromkeys(MOST, UNIFORM | {"selectivity": selectivity}))
+    rows = [row for row in given if kept or row.source == "measured"]
+    (verdict,) = diagnose(evidence(rows), [FAILURE], tester=Told("the heads cannot be told apart.")).verdicts
+    assert (verdict.severity, verdict.layers) == (severity, (2, 3))
+
+
 def test_fresh_weights_are_not_asked():
     rows = grid(**UNIFORM)
     found = diagnose(evidence(rows, weights="fresh"), [FAILURE])
@@ -94,9 +135,9 @@ def test_a_model_whose_queries_vanished_is_found_at_those_layers(causal):
         for block in model.blocks[1:]:
             block.q.weight.zero_()
             block.q.bias.zero_()
-    (suspicion,) = FAILURE.look(evidence_of(model)).suspicions
-    assert suspicion.layers == (2, 3)
-    assert len(suspicion.heads) == 8
+    (verdict,) = diagnose(evidence_of(model), [FAILURE]).verdicts
+    assert verdict.layers == (2, 3)
+    assert len(verdict.heads) == 8
     healthy = small(causal=causal)
     with torch.no_grad():
         for block in healthy.blocks:

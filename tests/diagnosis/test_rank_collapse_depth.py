@@ -129,16 +129,41 @@ def test_at_the_floor_it_rests_on_the_floor_and_not_on_numbers_that_are_rounding
     assert (comparison.metric, comparison.expected) == ("residual", floor(torch.float32))
 
 
-def test_tokens_on_one_line_are_found_though_they_keep_their_energy():
-    ranks = over_depth("centered_effective_rank", [9.0, 8.0, 1.02, 2.5, 4.0])
-    (one,) = found(shares(0.9, 0.8, 0.7, 0.7, 0.7), ranks)
-    assert (one.layers, one.severity, one.tests) == ((2,), Severity.WARN, ())
-    assert "one direction alone" in one.claim
+@pytest.mark.parametrize("weights", ["fresh", "trained"])
+def test_a_coarse_dtype_whose_rounding_is_a_share_of_the_embedding_is_no_collapse(weights):
+    # bfloat16: the floor is .0625 of the stream's size, .004 of its energy
+    coarse = {"dtype": "bfloat16", "weights": weights}
+    given = [*shares(0.003, 0.003, 0.003), *residuals([0.06, 0.07, 0.05], floor=(2,))]
+    assert not found(given, **coarse)
+    fell = [*shares(0.9, 0.5, 0.003), *residuals([0.9, 0.7, 0.05], floor=(2,))]
+    (one,) = found(fell, **coarse, causal=False)
+    assert one.severity is Severity.NOTE
+    assert "rounding in bfloat16" in one.claim
+    lost = [*shares(0.9, 0.5, 1e-4), *residuals([0.9, 0.7, 0.01], floor=(2,))]
+    (fresh,) = found(lost, dtype="bfloat16", weights="fresh")
+    assert fresh.severity is Severity.FAIL
 
 
-@pytest.mark.parametrize("ranks", [(9.0, 8.0, 1.6, 4.0), (2.0, 1.2, 1.2, 1.2), (9.0, 8.0, None, 4.0)])
-def test_several_directions_or_few_tokens_are_no_line(ranks):
-    assert not found(shares(0.9, 0.8, 0.7, 0.7), over_depth("centered_effective_rank", ranks))
+def test_at_the_floor_only_a_share_that_fell_from_the_initialisation_is_held_against_trained_weights():
+    rows = [*shares(0.9, 0.5, 1e-15, 1e-15), *residuals([1, 0.7, 6e-8, 6e-8], floor=(2, 3))]
+    assert not found(rows, shares(0.9, 0.1, 1e-15, 1e-15, source="initialisation"))
+    assert found(rows, shares(0.9, 0.8, 0.7, 0.6, source="initialisation"))
+
+
+def test_where_no_test_can_be_run_the_initialisation_or_the_floor_decides():
+    untestable = Told(otherwise="its stream cannot be replaced.")
+
+    def severity(*rows, **known):
+        (one,) = diagnose(evidence(*rows, causal=True, **known), [FAILURE], tester=untestable).verdicts
+        return one.severity
+
+    assert severity(shares(*COLLAPSED)) is Severity.NOTE
+    apart = shares(0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.5, source="initialisation")
+    assert severity(shares(*COLLAPSED), apart) is Severity.FAIL
+    rounded = [*shares(0.9, 0.5, 1e-15, 1e-15), *residuals([1, 0.7, 6e-8, 6e-8], floor=(2, 3))]
+    assert severity(rounded) is Severity.FAIL
+    coarse = [*shares(0.9, 0.5, 0.003, 0.003), *residuals([0.9, 0.7, 0.05, 0.05], floor=(2, 3))]
+    assert severity(coarse, dtype="bfloat16") is Severity.NOTE
 
 
 def test_batch_norms_that_have_seen_no_batch_leave_it_unchecked():
@@ -173,8 +198,8 @@ def batch():
     return {"input_ids": torch.randint(50, (8, 16), generator=torch.Generator().manual_seed(0))}
 
 
-def examined(model, given, **known):
-    return Evidence.of(fullrank.examine(model, given, spectrum=False, reference=False), **known)
+def examined(model, given, *, reference=False, **known):
+    return Evidence.of(fullrank.examine(model, given, spectrum=False, reference=reference), **known)
 
 
 @pytest.mark.parametrize(("layer", "kept"), [(1, 1e-3), (2, 0.0)])
@@ -202,8 +227,9 @@ def test_a_stream_pushed_to_a_matrix_of_rank_one_is_found_at_that_layer(layer):
         return U[..., :1] * S[..., None, :1] @ Vh[..., :1, :]
 
     with edit.replace_stream(model, anatomy, pushed, layer=layer):
-        (one,) = FAILURE.look(examined(model, given, weights="trained")).suspicions
+        (one,) = FAILURE.look(examined(model, given, weights="trained", reference=True)).suspicions
     assert one.layers[0] == layer
+    assert one.severity is Severity.WARN
 
 
 def test_deep_post_norm_with_strong_averaging_collapses_at_initialisation_and_a_shallow_one_does_not():

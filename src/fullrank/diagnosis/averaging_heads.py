@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.kinds import Head, Place, heads_of, in_words
-from fullrank.diagnosis.sure import above, margin
+from fullrank.diagnosis.layer_runs import layer_words
+from fullrank.diagnosis.sure import above, at_least, at_most, margin
 from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.report.verdict import Severity
+from fullrank.table import Row
 
 __all__ = ["FAILURE"]
 
 NAME = "averaging-heads"
+_SHOWN = 12  # numbers in a verdict: two a head
 
 
 def _look(evidence: Evidence) -> Looked:
@@ -26,9 +30,8 @@ def _look(evidence: Evidence) -> Looked:
         if not heads:
             continue
         averaging = [place for place, head in heads.items() if _averages(head)]
-        layers = _mostly(heads, averaging)
-        if layers:
-            suspicions.append(_suspicion(evidence, stack, heads, averaging, layers))
+        by_layer = [tuple(place for place in averaging if place[0] == layer) for layer in _mostly(heads, averaging)]
+        suspicions += [_suspicion(evidence, stack, places) for places in by_layer]
         few = f", which is common ({in_words(averaging)})" if averaging else ""
         count = f"{len(averaging)} of {len(heads)} heads"
         said.append(f"{stack}: {count} read all their keys nearly alike{few}; in no layer most of them")
@@ -51,38 +54,65 @@ def _mostly(heads: dict[Place, Head], averaging: list[Place]) -> list[int]:
     return [layer for layer in sorted(of) if of[layer] > threshold(f"{NAME}.share") * all_of[layer]]
 
 
-def _suspicion(
-    evidence: Evidence, stack: str, heads: dict[Place, Head], averaging: list[Place], layers: list[int]
-) -> Suspicion:
-    depth = len({layer for layer, _ in heads})
+def _suspicion(evidence: Evidence, stack: str, places: tuple[Place, ...]) -> Suspicion:
+    """Of one layer."""
+    layer = places[0][0]
+    heads = heads_of(evidence, stack)
+    mean = Intervention("mean-head", stack, layer, tuple(head for _, head in places))
+    return Suspicion(
+        _claim(evidence, stack, places),
+        stack,
+        Severity.WARN,
+        layers=(layer,),
+        heads=places,
+        comparisons=tuple(
+            evidence.compared(row) for place in places for row in (heads[place].entropy, heads[place].selectivity)
+        ),
+        tests=(Test(mean, "no effect", effect_limits()),),
+        exceeded=all(_as_at_first(evidence, heads[place].selectivity) for place in places),
+    )
+
+
+def _as_at_first(evidence: Evidence, row: Row) -> bool:
+    """Whether a head is no more selective than at initialisation."""
+    initial = evidence.initial(row)
+    return initial is not None and at_least(row) <= at_most(initial)
+
+
+def _join(evidence: Evidence, parts: tuple[Suspicion, ...], refuted: tuple[Suspicion, ...]) -> tuple[Suspicion, ...]:
+    """All layers that came out alike: a note where they are few, since a layer that pools is a design."""
+    stack, layers = parts[0].stack, tuple(layer for part in parts for layer in part.layers)
+    depth = len({layer for layer, _ in heads_of(evidence, stack)})
     several = len(layers) >= threshold(f"{NAME}.layers") and len(layers) >= threshold(f"{NAME}.depth") * depth
-    inside = [place for place in averaging if place[0] in layers]
-    lowest = min(inside, key=lambda place: float(heads[place].entropy.value or 0))
-    entropy = heads[lowest].entropy
+    places = tuple(place for part in parts for place in part.heads)
+    rest = ""
+    if refuted:
+        others = [layer for part in refuted for layer in part.layers]
+        rest = (
+            f" Not so those of {layer_words(others)}, which looked alike: what they tell queries apart has an effect."
+        )
+    said = replace(
+        parts[0],
+        claim=_claim(evidence, stack, places) + rest,
+        severity=parts[0].severity if several else Severity.NOTE,
+        layers=layers,
+        heads=places,
+        comparisons=tuple(one for part in parts for one in part.comparisons)[:_SHOWN],
+        tests=(),
+    )
+    return (said,)
+
+
+def _claim(evidence: Evidence, stack: str, places: tuple[Place, ...]) -> str:
+    heads = heads_of(evidence, stack)
+    depth, layers = len({layer for layer, _ in heads}), len({layer for layer, _ in places})
+    entropy = min((heads[place].entropy for place in places), key=lambda row: float(row.value or 0))
     initial = evidence.initial(entropy)
     before = f" ({initial.value:.3g} at initialisation)" if initial is not None else ""
-    claim = (
-        f"After training {len(inside)} heads still read all their keys nearly alike, most of those in {len(layers)} of "
-        f"{depth} layers of {stack}: {in_words(inside)}; the least even has {entropy.value:.3g} of the largest "
+    return (
+        f"After training {len(places)} heads still read all their keys nearly alike, most of those in {layers} of "
+        f"{depth} layers of {stack}: {in_words(places)}; the least even has {entropy.value:.3g} of the largest "
         f"entropy{before}, and none differs by {threshold('kinds.selective'):.2g} nats from one query to another."
-    )
-    tests = tuple(
-        Test(
-            Intervention("mean-head", stack, layer, tuple(head for of, head in inside if of == layer)),
-            "no effect",
-            effect_limits(),
-        )
-        for layer in layers
-    )
-    shown = [heads[place] for place in inside[:6]]
-    return Suspicion(
-        claim=claim,
-        stack=stack,
-        severity=Severity.WARN if several else Severity.NOTE,
-        layers=tuple(layers),
-        heads=tuple(inside),
-        comparisons=tuple(evidence.compared(row) for head in shown for row in (head.entropy, head.selectivity)),
-        tests=tests,
     )
 
 
@@ -105,7 +135,7 @@ FAILURE = Failure(
     tested=(
         "The heads that average are replaced by the mean of what they write, over the tokens of a sequence (over what "
         "each query has seen, where attention is causal), a layer at a time. Where they only average, that changes "
-        "nothing; where it does change the loss, their small differences matter and the verdict is withdrawn."
+        "nothing; where it does change the loss, their small differences matter and that layer is left out."
     ),
     refuted_by=(
         "Replacing the heads by their means moves the loss; or they are selective on other text (pass a batch of the "
@@ -119,4 +149,5 @@ FAILURE = Failure(
     ),
     valid_for="trained",
     look=_look,
+    join=_join,
 )

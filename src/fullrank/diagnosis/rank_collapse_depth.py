@@ -29,18 +29,25 @@ def _look(evidence: Evidence) -> Looked:
         if not shares or unused_norms(evidence):
             continue
         first = _first_collapsed(evidence, stack, shares)
-        line = single_direction(evidence, stack)
-        if line is not None and (first is None or line.layers[0] < first):
-            suspicions.append(line)
-        elif first is not None:
-            suspicions.append(_suspicion(evidence, stack, shares, first))
-        else:
+        merged = None if first is None else _suspicion(evidence, stack, shares, first)
+        found = _worse(merged, single_direction(evidence, stack))
+        suspicions += found
+        if not found:
             clear.append(f"{stack}: {_why_clear(evidence, stack, shares)}")
     if suspicions:
         return Looked(tuple(suspicions))
     if not clear:
         return Looked(unchecked=unused_norms(evidence) or "needs a stream of tokens, several to a sequence.")
     return Looked(clear=f"{'; '.join(clear)}.")
+
+
+def _worse(merged: Suspicion | None, line: Suspicion | None) -> list[Suspicion]:
+    """Tokens on one line are said where they come first, or where there is nothing else; and never instead of worse."""
+    if line is None or (merged is not None and line.layers[0] >= merged.layers[0]):
+        return [] if merged is None else [merged]
+    if merged is None or merged.severity.rank <= line.severity.rank:
+        return [line]
+    return [merged] if line.severity is Severity.NOTE else [line, merged]
 
 
 def _why_clear(evidence: Evidence, stack: str, shares: dict[int, Row]) -> str:
@@ -88,22 +95,26 @@ def _collapsed(evidence: Evidence, stack: str, row: Row, given: Row | None) -> b
     channels = _course(evidence, "channel_entropy", stack).get(row.layer)
     if channels is not None and (channels.value or 0.0) < threshold("rank-collapse-depth.channel_entropy"):
         return False  # a few rogue dimensions are all of the energy: the others are not seen
+    if not _fell(row, given) or not _fell(row, _reference(evidence, row)):
+        return False
     if evidence.at_floor(stack, row.layer):
         return True
-    upper = at_most(row)
-    before = [one.value for one in (given, _reference(evidence, row)) if one is not None and one.value is not None]
-    if any(upper >= threshold("rank-collapse-depth.fall") * value for value in before):
-        return False
     if any(_carried(read) for read in _reads(evidence, stack, row.layer)):
         return False  # what the stream holds beside a large common part, the norm brings out
-    if upper < threshold("rank-collapse-depth.token_energy_alone"):
+    if _alone(row):
         return True
-    if upper >= threshold("rank-collapse-depth.token_energy"):
+    if at_most(row) >= threshold("rank-collapse-depth.token_energy"):
         return False
     if evidence.weights == "fresh":
         return True
     merged = _course(evidence, "similarity_standardized", stack).get(row.layer)
     return merged is not None and at_least(merged) > threshold("rank-collapse-depth.similarity_standardized")
+
+
+def _fell(row: Row, before: Row | None) -> bool:
+    """Whether a share is a small part of what it was; nothing speaks against it where that is not known."""
+    limit = threshold("rank-collapse-depth.fall")
+    return before is None or before.value is None or at_most(row) < limit * before.value
 
 
 def _reference(evidence: Evidence, row: Row) -> Row | None:
@@ -146,6 +157,8 @@ def _suspicion(evidence: Evidence, stack: str, shares: dict[int, Row], first: in
         layers=tuple(layer for layer in sorted(shares) if layer >= first),
         comparisons=_comparisons(evidence, stack, shares, first),
         tests=_tests(evidence, stack, first) if severity is not Severity.NOTE else (),
+        # that it fell below a share of the initialisation's is why it is here at all
+        exceeded=_reference(evidence, shares[first]) is not None or (floor and _alone(shares[first])),
     )
 
 
@@ -158,16 +171,23 @@ def _severity(evidence: Evidence, stack: str, first: int, shares: dict[int, Row]
     kind = (evidence.about.get("input") or {}).get("kind")
     causal = bool(evidence.stacks[stack].get("causal"))
     floor = evidence.at_floor(stack, first)
+    grave = floor and _alone(shares[first])  # the floor of a coarse dtype may be a share that another one carries
     if evidence.weights != "fresh":
         if kind in _UNSTRUCTURED:
             return Severity.NOTE, f"; on {kind}, tokens grow alike late in healthy trained models too"
         if first == max(shares) and not causal:
             return Severity.NOTE, "; at the end of a model with one answer per sequence, that is as it should be"
-        return (Severity.FAIL if floor or causal else Severity.WARN), ""
-    if floor:
+        return (Severity.FAIL if grave or causal else Severity.WARN), ""
+    if grave:
         return Severity.FAIL, ""
-    alone = at_most(shares[max(shares)]) < threshold("rank-collapse-depth.token_energy_alone")
-    return (Severity.WARN, "") if alone else (Severity.NOTE, "; such a model trains at small learning rates alone")
+    if floor:
+        return Severity.NOTE, f"; {_percent(shares[first].value)} of its energy is particular to a token all the same"
+    trains = "; such a model trains at small learning rates alone"
+    return (Severity.WARN, "") if _alone(shares[max(shares)]) else (Severity.NOTE, trains)
+
+
+def _alone(row: Row) -> bool:
+    return at_most(row) < threshold("rank-collapse-depth.token_energy_alone")
 
 
 def _comparisons(evidence: Evidence, stack: str, shares: dict[int, Row], first: int) -> tuple[Comparison, ...]:
