@@ -20,11 +20,15 @@ class Twin:
         causal: whether means run along.
         position: of the key to be hidden.
         cross: whether queries and keys are different tokens.
+        factors: by head, by what the heads that stay are multiplied; the other ones of `heads` are dropped.
+
+    `handed` is what the heads of that call hand to W_O: (batch, heads, queries, width), before the change.
     """
 
-    def __init__(self, kind, call, heads, real, *, causal=False, position=0, cross=False):
+    def __init__(self, kind, call, heads, real, *, causal=False, position=0, cross=False, factors=None):
         self.kind, self.call, self.heads = kind, call, heads
         self.real, self.causal, self.position, self.cross = real, causal, position, cross
+        self.factors, self.handed = factors or {}, None
         self.seen = 0
 
     def __call__(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **ignored):
@@ -35,6 +39,7 @@ class Twin:
         Q, K, V = (x.numpy() for x in (query, key, value))
         groups = Q.shape[1] // K.shape[1]
         out = np.zeros((*lead, T, V.shape[-1]))
+        whole = out.copy()
         for b in range(lead[0]):
             queries, keys = (range(T), range(S)) if self.real is None else self.real[b]
             for h in range(lead[1]):
@@ -59,10 +64,14 @@ class Twin:
                         e = np.where(see[t], np.exp(s[t] - s[t][see[t]].max()), 0)
                         A[t] = e / e.sum()
                 v = V[b, h // groups]
-                y = A @ v
-                if chosen:
+                y = whole[b, h] = A @ v
+                if chosen and self.kind == "merge-heads":
+                    y = y * self.factors.get(h, 0)
+                elif chosen:
                     y = self.changed(y, A, v, see, list(queries), list(keys))
                 out[b, h] = y
+        if mine:
+            self.handed = whole
         return torch.from_numpy(out)
 
     def changed(self, y: np.ndarray, A: np.ndarray, v: np.ndarray, see: np.ndarray, queries: list, keys: list):

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from fullrank.capture import survey
+from fullrank.capture.weights import per_head
 from fullrank.diagnosis import Evidence, Failure, Looked, Suspicion, Test, diagnose
 from fullrank.diagnosis.effects import Trials, paired
 from fullrank.diagnosis.intervention import Intervention
@@ -255,6 +256,7 @@ IDENTITIES = [
     Intervention("skip-block", "decoder", 3),
     Intervention("zero-head", "decoder", 2, heads=(1,)),
     Intervention("mean-head", "decoder", 2, heads=(1,)),
+    Intervention("merge-heads", "decoder", 2, groups=((0, 1),)),
     Intervention("deflate-attention", "decoder", 2, heads=(1,)),
     Intervention("mask-sink", "decoder", 2, position=7),
     Intervention("stream-means", "decoder", 0),
@@ -269,6 +271,34 @@ def test_what_changes_nothing_has_no_effect_at_all(intervention, fused):
         block.attn.fused = fused
     effect = Trials(patient.model, patient.anatomy(), [Ward(patient.batch)]).effect(intervention)
     assert numbers(effect) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_left", "bert", "plain"])
+def test_a_duplicate_is_free_to_drop_where_the_other_is_scaled_and_not_where_it_is_silenced(name):
+    patient = admit(name)
+    merge = Intervention("merge-heads", patient.stack, 2, groups=((0, 1),))
+    silence = Intervention("zero-head", patient.stack, 2, heads=(1,))
+
+    def effects() -> tuple[float, float]:
+        trials = Trials(patient.model, anatomy(name), [Ward(patient.batch, patient.real)])
+        return numbers(trials.effect(merge))[0], numbers(trials.effect(silence))[0]
+
+    assert min(effects()) > 1e-4  # heads that write differently
+    found = {weight.role: weight for weight in anatomy(name).stacks[-1].weights[1] if weight.call == "self"}
+    with torch.no_grad():
+        for role, weight in found.items():
+            blocks = per_head(patient.model, weight) if weight.heads else []
+            for block, twin in zip(blocks[1:2], blocks[:1], strict=True):
+                block.copy_(twin * (3 if role == "o" else 1))
+        for parameter in patient.block(2).parameters():
+            if parameter.ndim == 1 and len(parameter) in (96, 32):
+                parameter.zero_()  # biases and norms: what is added to the first head is added to the second
+        for module in patient.block(2).modules():
+            if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim == 1:
+                module.weight.fill_(1)
+    merged, silenced = effects()
+    assert abs(merged) < 1e-12
+    assert silenced > 1e-4
 
 
 class Noisy(PlainGPT):
@@ -417,6 +447,7 @@ KINDS = [
     Intervention("skip-block", "encoder", 2, also=(3,)),
     Intervention("zero-head", "encoder", 1, heads=(1, 2)),
     Intervention("mean-head", "encoder", 1),
+    Intervention("merge-heads", "encoder", 1, groups=((0, 1),)),
     Intervention("mask-sink", "encoder", 1),
     Intervention("stream-means", "encoder", 1),
     Intervention("deflate-attention", "encoder", 1),

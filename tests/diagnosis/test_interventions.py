@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fullrank.diagnosis.deflation import deflated, leading_triplet
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.interventions import apply
+from fullrank.diagnosis.merging import Merging
 from fullrank.edit import Call, Edit, Place
 from fullrank.errors import EditError
 from untouched import changes, everything
@@ -114,6 +115,82 @@ def test_stream_means_are_those_of_real_tokens_and_never_look_ahead(name, layer)
         hook.remove()
         assert differ(patient, edited, expected) < 1e-9
         assert differ(patient, edited, patient()) > 1e-3
+
+
+PROJECTIONS = ("attn.c_proj", "attention.output.dense", "o_proj", "SelfAttention.o", "out_proj")
+
+
+def projection(patient: Patient, layer: int, heads: int = 4) -> np.ndarray:
+    """W_O of a block by its name, (heads, d_v, width)."""
+    (weight,) = (
+        value
+        for name, value in patient.block(layer).named_parameters()
+        if name.removesuffix(".weight").endswith(PROJECTIONS)
+    )
+    W = weight.detach().numpy()
+    stored_transposed = type(patient.model).__name__ == "GPT2Model"
+    return (W if stored_transposed else W.T).reshape(heads, -1, W.shape[0])
+
+
+def written(handed: np.ndarray, W_O: np.ndarray, real) -> np.ndarray:
+    """What heads add to the stream at real tokens, each as one long vector."""
+    kept = range(handed.shape[2])
+    rows = [(b, kept if real is None else real[b][0]) for b in range(len(handed))]
+    return np.stack([
+        np.concatenate([(handed[b, h, t] @ W_O[h]) for b, tokens in rows for t in tokens]) for h in range(len(W_O))
+    ])  # fmt: skip
+
+
+GROUPS = ((1, 3), (2, 0))
+
+
+@pytest.mark.parametrize("name", PATIENTS)
+def test_merged_heads_are_dropped_and_the_one_that_stays_is_the_least_squares_fit_of_their_sum(name, monkeypatch):
+    patient, twins = admit(name), admit(SEES_NO_VALUES.get(name, name))
+    where, real = indices(patient.real), patient.told
+    before = everything(patient.model)
+    merging = Merging(patient.model, anatomy(name), Intervention("merge-heads", patient.stack, 2, groups=GROUPS))
+    with torch.no_grad():
+        edit = merging.watch(real)
+        assert isinstance(edit, Edit), edit
+        with edit:
+            watched = patient()
+        unchanged = patient()
+    assert torch.equal(patient.at_real(watched), patient.at_real(unchanged))
+    assert changes(before, everything(patient.model)) == []
+
+    look = Twin("none", 1, (), where)
+    attended(twins, monkeypatch, look)
+    Y = written(look.handed, projection(twins, 2), where)
+    expected = [
+        float(np.linalg.lstsq(Y[[kept]].T, Y[[kept, other]].sum(0), rcond=None)[0][0]) for kept, other in GROUPS
+    ]
+    assert merging.factors() == pytest.approx(expected, rel=1e-5 if name in IN_FLOAT32 else 1e-9)
+
+    merge = Intervention("merge-heads", patient.stack, 2, groups=GROUPS, factors=merging.factors())
+    edited = intervened(patient, anatomy(name), merge)
+    factors = dict(zip((1, 2), merging.factors(), strict=True))
+    twin = Twin("merge-heads", 1, (0, 1, 2, 3), where, factors=factors)
+    assert differ(patient, edited, attended(twins, monkeypatch, twin)) < (1e-5 if name in IN_FLOAT32 else 1e-9)
+    assert differ(patient, edited, unchanged) > 1e-3
+
+
+def test_factors_are_one_number_over_all_batches():
+    patient = admit("gpt2")
+    how = Intervention("merge-heads", "decoder", 2, groups=((1, 3, 0),))
+
+    def watched(*batches: Tensor) -> float:
+        merging = Merging(patient.model, anatomy("gpt2"), how)
+        for batch in batches:
+            with torch.no_grad(), merging.watch():
+                patient.model(input_ids=batch)
+        (factor,) = merging.factors()
+        return factor
+
+    whole = patient.batch["input_ids"]
+    apart = watched(*whole.split(1))
+    assert apart == pytest.approx(watched(whole), rel=1e-12)
+    assert abs(apart - watched(whole[:1])) > 1e-3
 
 
 def t5() -> Patient:
@@ -237,6 +314,46 @@ def test_a_map_that_the_call_does_not_show_is_not_deflated(generator):
     capped = 2 * torch.tanh(scores / 2)
     with pytest.raises(EditError, match=r"the map of h\.0\.attn cannot be deflated"):
         deflated(call, capped.softmax(-1) @ V, (None, None))
+
+
+@pytest.mark.parametrize(
+    ("groups", "factors", "also", "said"),
+    [
+        ((), (), (), "in groups of two or more"),
+        (((1,),), (2.0,), (), "in groups of two or more"),
+        (((1, 2), (2, 3)), (2.0, 2.0), (), "each in one of them"),
+        (((1, 2),), (2.0,), (2,), "heads of one layer"),
+        (((1, 2),), (), (), "was not measured"),
+    ],
+)
+def test_heads_that_cannot_be_merged_are_a_reason(groups, factors, also, said):
+    patient = admit("plain")
+    how = Intervention("merge-heads", "decoder", 1, groups=groups, factors=factors, also=also)
+    before = everything(patient.model)
+    assert said in apply(patient.model, anatomy("plain"), how)
+    if not factors:
+        assert groups or said in Merging(patient.model, anatomy("plain"), how).watch()
+    assert changes(before, everything(patient.model)) == []
+
+
+def test_merging_says_what_it_does_not_see():
+    patient = admit("plain")
+
+    def merging(groups) -> Merging:
+        return Merging(patient.model, anatomy("plain"), Intervention("merge-heads", "decoder", 1, groups=groups))
+
+    with pytest.raises(EditError, match="was not seen"):
+        merging(((0, 1),)).factors()
+    with torch.no_grad(), merging(((0, 4),)).watch(), pytest.raises(EditError, match="heads 0 to 3"):
+        patient()
+    with torch.no_grad():
+        patient.block(1).attn.c_attn.weight[64 : 64 + 8].zero_()  # values of the first head
+        patient.block(1).attn.c_attn.bias[64 : 64 + 8].zero_()
+    silent = merging(((0, 1),))
+    with torch.no_grad(), silent.watch():
+        patient()
+    with pytest.raises(EditError, match="writes nothing"):
+        silent.factors()
 
 
 class Pooled(nn.Module):

@@ -23,6 +23,7 @@ def interventions(stack) -> list[Intervention]:
     layer = len(stack.paths)
     made = [Intervention("skip-block", stack.name, layer), Intervention("stream-means", stack.name, layer - 1)]
     parts = stack.calls[layer - 1] if stack.calls else ()
+    made += [Intervention("merge-heads", stack.name, layer, part=part, groups=((0, 1),)) for part in parts]
     return made + [Intervention(kind, stack.name, layer, part=part) for part in parts for kind in OF_ATTENTION]
 
 

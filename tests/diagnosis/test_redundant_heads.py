@@ -1,5 +1,7 @@
 """Heads of a layer that write the same."""
 
+import dataclasses
+
 import pytest
 import torch
 from head_rows import Told, evidence, floor_at, of_head
@@ -28,29 +30,73 @@ def test_two_heads_that_write_alike_are_a_warning_of_both_with_the_initialisatio
     assert [(one.value, one.expected) for one in suspicion.comparisons] == [(0.999, 0.05), (0.999, 0.05)]
     assert "heads 1 and 3 write the same" in suspicion.claim
     assert "at most 4.47 % of what was dropped" in suspicion.claim
-    (test,) = suspicion.tests
-    assert (test.intervention.kind, test.intervention.heads) == ("zero-head", (3,))
+    merged, silenced = suspicion.tests
+    assert (merged.intervention.kind, merged.intervention.groups, merged.expects) == (
+        "merge-heads",
+        ((1, 3),),
+        "no effect",
+    )
+    assert (silenced.intervention.kind, silenced.intervention.heads, silenced.expects) == ("zero-head", (3,), "told")
+    assert suspicion.exceeded
 
 
 def test_heads_that_are_nearest_to_each_other_in_a_chain_are_one_group_and_all_but_one_are_spare():
     chain = {(1, 0): (2, 0.99), (1, 2): (0, 0.99), (1, 3): (2, 0.985)}
     (suspicion,) = FAILURE.look(evidence(nearest(chain))).suspicions
     assert suspicion.heads == ((1, 0), (1, 2), (1, 3))
-    assert suspicion.tests[0].intervention.heads == (2, 3)
+    assert [test.intervention.heads for test in suspicion.tests] == [(), (2, 3)]
+    assert suspicion.tests[0].intervention.groups == ((0, 2, 3),)
 
 
 def test_two_pairs_of_one_layer_are_two_groups_of_one_verdict():
     pairs = {(1, 0): (3, 0.99), (1, 3): (0, 0.99), (1, 1): (2, 0.99), (1, 2): (1, 0.99)}
     (suspicion,) = FAILURE.look(evidence(nearest(pairs))).suspicions
     assert "heads 0 and 3 and heads 1 and 2" in suspicion.claim
-    assert suspicion.tests[0].intervention.heads == (3, 2)
+    assert suspicion.tests[0].intervention.groups == ((0, 3), (1, 2))
+    assert suspicion.tests[1].intervention.heads == (3, 2)
 
 
-def test_silencing_a_duplicate_is_told_and_decides_nothing():
-    for change in (0.0, 0.4):
-        (verdict,) = diagnose(evidence(nearest(PAIR)), [FAILURE], tester=Told(change)).verdicts
-        assert (verdict.severity, verdict.effects[0].change) == (Severity.WARN, change)
-    assert diagnose(evidence(nearest(PAIR)), [FAILURE]).worst is Severity.NOTE
+@dataclasses.dataclass
+class Merged(Told):
+    """Merging changes the loss by `change`, silencing by `silenced`; either may be a reason."""
+
+    silenced: float | str = 0.4
+
+    def effect(self, intervention):
+        return (
+            super().effect(intervention)
+            if intervention.kind == "merge-heads"
+            else Told(self.silenced).effect(intervention)
+        )
+
+
+def test_that_merging_changes_nothing_decides_and_silencing_is_told():
+    seen = evidence(nearest(PAIR))
+    for silenced in (0.0, 0.4):
+        (verdict,) = diagnose(seen, [FAILURE], tester=Merged(0.0, silenced=silenced)).verdicts
+        assert (verdict.severity, [one.change for one in verdict.effects]) == (Severity.WARN, [0.0, silenced])
+        refuted = diagnose(seen, [FAILURE], tester=Merged(0.3, silenced=silenced))
+        assert (refuted.worst, len(refuted.clear)) == (None, 1)
+    assert diagnose(seen, [FAILURE], tester=Merged(0.0095)).worst is Severity.NOTE  # ± .001: neither
+    assert diagnose(seen, [FAILURE]).worst is Severity.NOTE
+
+
+@pytest.mark.parametrize(
+    ("weights", "referenced", "worst"),
+    [
+        ("trained", True, Severity.WARN),
+        ("trained", False, Severity.NOTE),  # nothing to hold the cosine against
+        ("fresh", True, Severity.NOTE),  # itself
+    ],
+)
+def test_where_heads_cannot_be_merged_the_initialisation_decides(weights, referenced, worst):
+    rows = [row for row in nearest(PAIR) if referenced or row.source == "measured"]
+    seen = evidence(rows, weights=weights)
+    for silenced in (0.4, "a kernel that cannot be rewritten."):
+        found = diagnose(seen, [FAILURE], tester=Merged("W_O is not known.", silenced=silenced))
+        assert found.worst is worst
+        assert "layer 2 head 3 dropped and head 1 scaled instead: W_O is not known." in found.unchecked[0].words
+    assert diagnose(seen, [FAILURE], tester=Merged(0.0)).worst is Severity.WARN
 
 
 @pytest.mark.parametrize("known", [{"usual": 0.9}, {"usual": 0.985, "stderr": 0.005}, {"usual": 0.99, "initial": 0.95}])

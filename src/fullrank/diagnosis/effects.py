@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from fullrank.diagnosis.distributions import MEMORY, Distributions
 from fullrank.diagnosis.final_states import States
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.interventions import apply
+from fullrank.diagnosis.merging import Merging
 from fullrank.diagnosis.outcomes import Losses, Measured, Unmeasured, outcome_of
 from fullrank.edit import Edit, replace_stream
 from fullrank.errors import EditError
@@ -153,6 +155,12 @@ class Trials:
             self._refused = "one document: at least two are needed to say how sure an effect is."
 
     def _tried(self, intervention: Intervention) -> Effect | str:
+        if intervention.kind == "merge-heads" and not intervention.factors:
+            factors = self._factors(intervention)
+            if isinstance(factors, str):
+                return factors
+            intervention = dataclasses.replace(intervention, factors=factors)
+
         def put(run: Batch) -> Edit | str:
             packed = run.documents is not None
             return apply(self._model, self._anatomy, intervention, real=run.real, packed=packed)
@@ -177,7 +185,24 @@ class Trials:
 
     def _changes(self, put: Callable[[Batch], Edit | str]) -> list[float] | str:
         """One number for each document, with an edit in force; or why there are none."""
-        changes = []
+        changes: list[Tensor] = []
+
+        def measure(index: int, output: Any) -> None:
+            changes.append(self._measured.changes(index, output))
+
+        return self._each(put, measure) or torch.cat(changes).tolist()
+
+    def _factors(self, intervention: Intervention) -> tuple[float, ...] | str:
+        """By what heads that stay are multiplied, over all documents; or why that is not known."""
+        merging = Merging(self._model, self._anatomy, intervention)
+        refused = self._each(lambda run: merging.watch(run.real), lambda index, output: None)
+        try:
+            return refused or merging.factors()
+        except EditError as reason:
+            return str(reason)
+
+    def _each(self, put: Callable[[Batch], Edit | str], take: Callable[[int, Any], None]) -> str:
+        """Run every document with an edit in force, and hand on what the model returns; why not, or empty."""
         try:
             with self._undisturbed():
                 for index, run in enumerate(self._runs):
@@ -186,12 +211,12 @@ class Trials:
                         return edit
                     with edit:
                         output = self._draws.again(run.run, self._model)
-                    changes.append(self._measured.changes(index, output))
+                    take(index, output)
         except (EditError, Unmeasured) as reason:
             return str(reason)
         except (RuntimeError, ValueError, TypeError) as reason:  # of code that has never seen such a state
             return f"the changed model failed: {_first_line(reason)}."
-        return torch.cat(changes).tolist()
+        return ""
 
     def _reaches(self, stack: str) -> bool:
         """Whether anything changes where the last state of a stack is put to zero: else no effect means nothing."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Intervention", "Kind"]
 
-Kind = Literal["skip-block", "zero-head", "mean-head", "mask-sink", "stream-means", "deflate-attention"]
+Kind = Literal["skip-block", "zero-head", "mean-head", "merge-heads", "mask-sink", "stream-means", "deflate-attention"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Intervention:
     Attributes:
         kind: `skip-block`: a block hands its input on. `zero-head`, `mean-head`: what heads write is replaced by 0, or
             by its mean over the sequence's real tokens (what each query has seen, where attention is causal).
+            `merge-heads`: of each group all heads but the first are dropped, and that one is multiplied instead.
             `mask-sink`: keys of one position are hidden from all other queries, rows renormalised. `stream-means`: the
             stream after a layer is replaced by each sequence's mean token. `deflate-attention`: the leading singular
             triplet of each head's map is taken out.
@@ -26,6 +27,8 @@ class Intervention:
         part: the attention call.
         position: of `mask-sink`: the key.
         also: layers that are treated alike in the same forward, such as every block that is skipped together.
+        groups: of `merge-heads`: heads that write alike, the one that stays first.
+        factors: of each group, by what the head that stays is multiplied; empty where that is still to be measured.
     """
 
     kind: Kind
@@ -35,6 +38,8 @@ class Intervention:
     part: str = "self"
     position: int = 0
     also: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+    factors: tuple[float, ...] = ()
 
     @property
     def words(self) -> str:
@@ -42,12 +47,18 @@ class Intervention:
         layers = sorted({self.layer, *self.also})
         where = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
         heads = f" head{'s' if len(self.heads) > 1 else ''} {', '.join(map(str, self.heads))}" if self.heads else ""
+        stay, spare = _listed([one[0] for one in self.groups]), _listed([h for one in self.groups for h in one[1:]])
         done = {
             "skip-block": f"{where} skipped",
             "zero-head": f"{where}{heads} silenced",
             "mean-head": f"{where}{heads} replaced by the mean over tokens",
+            "merge-heads": f"{where} {spare} dropped and {stay} scaled instead",
             "mask-sink": f"key {self.position} hidden in {where}{heads}",
             "stream-means": f"the stream after {where} replaced by its sequence means",
             "deflate-attention": f"the leading singular direction of attention taken out of {where}{heads}",
         }
         return done[self.kind]
+
+
+def _listed(heads: list[int]) -> str:
+    return f"head{'s' if len(heads) > 1 else ''} {', '.join(map(str, heads))}"

@@ -17,7 +17,7 @@ from fullrank.diagnosis.sequence_means import sequence_means
 from fullrank.edit import Call, Edit, replace_heads, replace_stream, rewrite_attention, skip_block, together
 from fullrank.errors import EditError
 
-__all__ = ["apply"]
+__all__ = ["apply", "groups_of", "real_in", "stack_of"]
 
 
 def apply(
@@ -35,10 +35,11 @@ def apply(
 
     `skip-block` runs the block and hands its input on. `zero-head` and `mean-head` change what the kernel returns,
     before W_O; the mean is over the call's own tokens (a window where attention is windowed), and in a causal stack
-    over those so far. `mask-sink` hides a key from all queries but that of its own token; a query that would see
-    nothing keeps it, and a sequence without that many real keys stays as it is. `stream-means` as `mean-head`, of the
-    stream. `deflate-attention` makes the map once more, and multiplies it up to 64 times with eight vectors: it costs a
-    multiple of the attention itself. The others cost no more than the forward.
+    over those so far. `merge-heads` changes the same, by factors that `Merging` has measured before. `mask-sink` hides
+    a key from all queries but that of its own token; a query that would see nothing keeps it, and a sequence without
+    that many real keys stays as it is. `stream-means` as `mean-head`, of the stream. `deflate-attention` makes the map
+    once more, and multiplies it up to 64 times with eight vectors: it costs a multiple of the attention itself. The
+    others cost no more than the forward.
 
     Args:
         model: the model.
@@ -54,7 +55,7 @@ def apply(
     make = _MAKERS[intervention.kind]
     edits: list[Edit] = []
     try:
-        stack = _stack(anatomy, intervention)
+        stack = stack_of(anatomy, intervention)
         if packed and intervention.kind in _OF_SEQUENCES:
             return f"the rows of the batch hold several documents each, and {_OF_SEQUENCES[intervention.kind]}."
         told = RealTokens(anatomy, real)
@@ -74,7 +75,19 @@ _OF_SEQUENCES: Final = {
 }
 
 
-def _stack(anatomy: Anatomy, intervention: Intervention) -> Stack:
+def stack_of(anatomy: Anatomy, intervention: Intervention) -> Stack:
+    """The stack that is meant.
+
+    Args:
+        anatomy: what `capture.survey` found.
+        intervention: names it.
+
+    Returns:
+        The stack.
+
+    Raises:
+        EditError: where there is none of that name, or it has no tokens.
+    """
     found = next((stack for stack in anatomy.stacks if stack.name == intervention.stack), None)
     if found is None:
         names = ", ".join(stack.name for stack in anatomy.stacks)
@@ -103,7 +116,7 @@ def _mean_head(
     model: nn.Module, anatomy: Anatomy, stack: Stack, layer: int, how: Intervention, told: RealTokens
 ) -> Edit:
     def mean(call: Call, output: Tensor) -> Tensor:
-        queries, _ = _real_in(call, anatomy, stack, told)
+        queries, _ = real_in(call, anatomy, stack, told)
         heads = _checked(how.heads, call) or range(output.shape[1])
         chosen = torch.tensor(heads, device=output.device)
         return output.index_copy(1, chosen, sequence_means(output[:, chosen], queries, causal=stack.causal))
@@ -111,11 +124,30 @@ def _mean_head(
     return rewrite_attention(model, anatomy, after=mean, stack=stack.name, layer=layer, part=how.part)
 
 
+def _merge_heads(
+    model: nn.Module, anatomy: Anatomy, stack: Stack, layer: int, how: Intervention, told: RealTokens
+) -> Edit:
+    groups = groups_of(how)
+    if len(how.factors) != len(groups):
+        raise EditError("by how much the heads that stay are to be multiplied was not measured: see Merging.")
+
+    def merged(call: Call, output: Tensor) -> Tensor:
+        _checked(tuple(head for group in groups for head in group), call)
+        by = torch.ones(output.shape[1], dtype=torch.promote_types(output.dtype, torch.float32))
+        for (kept, *dropped), factor in zip(groups, how.factors, strict=True):
+            by[kept], by[dropped] = factor, 0.0
+        by = by.to(output.device)[:, None, None]
+        # in float32 at least: a factor of 2.01 is none of bfloat16
+        return torch.where(by == 0, 0, output * by).to(output.dtype)
+
+    return rewrite_attention(model, anatomy, after=merged, stack=stack.name, layer=layer, part=how.part)
+
+
 def _mask_sink(
     model: nn.Module, anatomy: Anatomy, stack: Stack, layer: int, how: Intervention, told: RealTokens
 ) -> Edit:
     def before(call: Call) -> Call:
-        _, keys = _real_in(call, anatomy, stack, told)
+        _, keys = real_in(call, anatomy, stack, told)
         same = not call.place.part.startswith("cross")
         hidden = hidden_keys(call, keys, how.position, same=same, causal=stack.causal)
         return hide(call, hidden, _checked(how.heads, call))
@@ -136,7 +168,7 @@ def _deflate_attention(
     model: nn.Module, anatomy: Anatomy, stack: Stack, layer: int, how: Intervention, told: RealTokens
 ) -> Edit:
     def without(call: Call, output: Tensor) -> Tensor:
-        return deflated(call, output, _real_in(call, anatomy, stack, told), heads=_checked(how.heads, call))
+        return deflated(call, output, real_in(call, anatomy, stack, told), heads=_checked(how.heads, call))
 
     return rewrite_attention(model, anatomy, after=without, stack=stack.name, layer=layer, part=how.part)
 
@@ -145,10 +177,31 @@ _MAKERS: Final[dict[Kind, Maker]] = {
     "skip-block": _skip_block,
     "zero-head": _zero_head,
     "mean-head": _mean_head,
+    "merge-heads": _merge_heads,
     "mask-sink": _mask_sink,
     "stream-means": _stream_means,
     "deflate-attention": _deflate_attention,
 }
+
+
+def groups_of(intervention: Intervention) -> tuple[tuple[int, ...], ...]:
+    """The groups of `merge-heads`.
+
+    Args:
+        intervention: with its groups.
+
+    Returns:
+        The same.
+
+    Raises:
+        EditError: where there are none, a group has one head, a head is in two groups, or more layers are meant.
+    """
+    groups, heads = intervention.groups, [head for group in intervention.groups for head in group]
+    if intervention.also or not groups or min(map(len, groups)) < 2 or len(set(heads)) < len(heads):
+        raise EditError(
+            f"groups={groups}: heads of one layer are merged, in groups of two or more, each in one of them."
+        )
+    return groups
 
 
 def _checked(heads: tuple[int, ...], call: Call) -> tuple[int, ...]:
@@ -160,7 +213,7 @@ def _checked(heads: tuple[int, ...], call: Call) -> tuple[int, ...]:
     return heads
 
 
-def _real_in(call: Call, anatomy: Anatomy, stack: Stack, told: RealTokens) -> tuple[Tensor | None, Tensor | None]:
+def real_in(call: Call, anatomy: Anatomy, stack: Stack, told: RealTokens) -> tuple[Tensor | None, Tensor | None]:
     """(batch, queries) and (batch, keys), which are real; None for all. What was told counts before what masks show."""
     rows = call.query if call.query is not None else call.logits
     assert rows is not None

@@ -9,7 +9,7 @@ from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.kinds import PART, Place
 from fullrank.diagnosis.sure import above
-from fullrank.diagnosis.thresholds import threshold
+from fullrank.diagnosis.thresholds import effect_limits, threshold
 from fullrank.report.verdict import Severity
 from fullrank.report.wording import number
 from fullrank.table import Row
@@ -80,13 +80,17 @@ def _suspicion(
 ) -> Suspicion:
     inside = [heads for (of, _), heads in groups.items() if of == layer]
     rows = [nearest[layer, head] for heads in inside for head in heads if (layer, head) in nearest]
-    least = min((row for row in rows if _alike(evidence, row)), key=lambda row: float(row.value or 0))
+    alike = [row for row in rows if _alike(evidence, row)]
+    least = min(alike, key=lambda row: float(row.value or 0))
     cosine = min(1.0, float(least.value or 0))
     initial = evidence.initial(least)
     beside = "" if initial is None or evidence.weights == "fresh" else f" ({number(initial.value)} at initialisation)"
     sets = " and ".join(f"heads {_numbers(heads)}" for heads in inside)
     lost = math.sqrt(max(0.0, 1 - cosine**2))
     spare = tuple(head for heads in inside for head in heads[1:])
+    merge = Intervention("merge-heads", stack, layer, groups=tuple(inside))
+    # those that were alike from the start are left out: where an initialisation is known it is exceeded
+    exceeded = evidence.weights != "fresh" and all(evidence.initial(row) is not None for row in alike)
     claim = (
         f"In {stack} layer {layer} {sets} write the same up to size: cosine {number(cosine)} or more{beside}. Dropping "
         f"{'heads' if len(spare) > 1 else 'head'} {_numbers(spare)} and multiplying the columns of W_O of what is left "
@@ -99,7 +103,11 @@ def _suspicion(
         layers=(layer,),
         heads=tuple((layer, head) for heads in inside for head in heads),
         comparisons=tuple(evidence.compared(row) for row in rows[:6]),
-        tests=(Test(Intervention("zero-head", stack, layer, spare), "told"),),
+        tests=(
+            Test(merge, "no effect", effect_limits()),
+            Test(Intervention("zero-head", stack, layer, spare), "told"),
+        ),
+        exceeded=exceeded,
     )
 
 
@@ -127,11 +135,16 @@ FAILURE = Failure(
         "write alike that do not on text."
     ),
     tested=(
-        "All but one of the heads are silenced. The effect says whether even the scaling can be left out, and "
-        "decides nothing: a duplicate that is silenced takes half of the pair's output with it. The verdict rests on "
-        "the cosine, over all tokens of the batch, against the same model at its initialisation."
+        "All but one of the heads are dropped, and the one that stays is multiplied by what comes nearest to their "
+        "sum: one number over all documents, by least squares, as multiplying its columns of W_O would be. This must "
+        "change nothing, else the verdict is withdrawn. Beside it the heads are silenced without the scaling: that "
+        "effect is told and decides nothing, for a duplicate takes half of the pair's output with it. Where heads "
+        "cannot be merged the verdict rests on the cosine against the same model at its initialisation."
     ),
-    refuted_by="The cosine between the heads falls below .98 on other text: pass a batch of it, with weights=True.",
+    refuted_by=(
+        "The cosine between the heads falls below .98 on other text, or merging them has an effect there: pass a batch "
+        "of it, with weights=True and verify=True."
+    ),
     command="fullrank examine {model} --weights --verify",
     papers=("head_channel: Rank, Head-Channel Non-Identifiability, and Symmetry Breaking (arXiv 2604.23681)",),
     valid_for="any",

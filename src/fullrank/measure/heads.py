@@ -15,7 +15,7 @@ from fullrank.measure.samples import Place, Samples
 from fullrank.measure.summaries import Summaries
 from fullrank.table import Row
 
-__all__ = ["HeadObserver", "cosines_from_gram"]
+__all__ = ["HeadObserver", "cosines_from_gram", "output_blocks", "output_weights"]
 
 _NO_PAIR = "fewer than two heads write anything"
 _NOT_DIRECT = "a gate or a norm lies between the kernel and W_O: what a head writes is more than A V W_O"
@@ -42,13 +42,7 @@ class HeadObserver:
         self._samples = Samples()
         self._summaries = summaries or Summaries()
         self._model = model
-        self._outputs: dict[tuple[str, int, str], Weight] = {
-            (stack.name, layer, weight.call): weight
-            for stack in anatomy.stacks
-            for layer, weights in enumerate(stack.weights, 1)
-            for weight in weights
-            if weight.role == "o" and weight.expert is None
-        }
+        self._outputs = output_weights(anatomy)
         self._lost: dict[Place, tuple[int, float]] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -105,16 +99,43 @@ class HeadObserver:
         """W_O as (heads, d_v, width), or why it is not known."""
         if call.value is None:
             return _NO_VALUES, None
-        if weight is None:
-            return "the output projection is not known", None
-        reason = unreadable(self._model, weight)
-        if reason or not weight.direct:
-            return f"W_O: {reason}" if reason else _NOT_DIRECT, None
-        blocks = per_head(self._model, weight)
         heads, width = call.attention.shape[1], call.value.shape[-1]
-        if len(blocks) != heads or any(block.shape[1] != width for block in blocks):
-            return _NO_HEADS, None
-        return "", torch.stack([block.mT for block in blocks]).to(call.value.device)
+        reason, W_O = output_blocks(self._model, weight, heads=heads, width=width)
+        return reason, None if W_O is None else W_O.to(call.value.device)
+
+
+def output_weights(anatomy: Anatomy) -> dict[tuple[str, int, str], Weight]:
+    """W_O of every attention call, by stack, layer and part."""
+    return {
+        (stack.name, layer, weight.call): weight
+        for stack in anatomy.stacks
+        for layer, weights in enumerate(stack.weights, 1)
+        for weight in weights
+        if weight.role == "o" and weight.expert is None
+    }
+
+
+def output_blocks(model: nn.Module, weight: Weight | None, *, heads: int, width: int) -> tuple[str, Tensor | None]:
+    """W_O as the matrices that read one head each.
+
+    Args:
+        model: the model that was surveyed.
+        weight: of `output_weights`, or None.
+        heads: of the call.
+        width: of a head's output, d_v.
+
+    Returns:
+        Why it is not known, or empty; (heads, d_v, width of the stream), or None.
+    """
+    if weight is None:
+        return "the output projection is not known", None
+    reason = unreadable(model, weight)
+    if reason or not weight.direct:
+        return f"W_O: {reason}" if reason else _NOT_DIRECT, None
+    blocks = per_head(model, weight)
+    if len(blocks) != heads or any(block.shape[1] != width for block in blocks):
+        return _NO_HEADS, None
+    return "", torch.stack([block.mT for block in blocks])
 
 
 def _cosines(Z: Tensor, rows: Tensor, K: Tensor) -> Tensor:
