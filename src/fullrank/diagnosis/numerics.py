@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
-
+from fullrank.diagnosis.dtype_range import dtypes_of, largest_number
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion
 from fullrank.diagnosis.layer_runs import layer_words
-from fullrank.diagnosis.sure import margin
+from fullrank.diagnosis.sink_keys import massive_beyond
+from fullrank.diagnosis.sure import below
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
 from fullrank.report.wording import number
@@ -17,8 +17,7 @@ from fullrank.table import Row
 
 __all__ = ["FAILURE"]
 
-_MEDIAN = 0.6745  # of |x|, x normal with variance 1
-_FLOAT8 = {"float8_e4m3": "float8_e4m3fn"}  # the name without its suffix
+_ENTRY, _LOGIT = "the largest entry of the stream is", "the largest logit of a sequence is on average"
 
 
 def _look(evidence: Evidence) -> Looked:
@@ -29,14 +28,15 @@ def _look(evidence: Evidence) -> Looked:
         suspicions += merged
         if distinct and not merged:
             clear.append(f"{stack}: {distinct}")
-        for what, largest in (("entry of the stream", _largest(evidence, stack)), ("logit", _logits(evidence, stack))):
-            if not largest:
-                continue
-            beyond = [found for dtype in _dtypes(evidence) if (found := _beyond(stack, what, largest, dtype))]
+        for what, largest in ((_ENTRY, _entries(evidence, stack)), (_LOGIT, _logits(evidence, stack))):
+            beyond = [found for dtype in dtypes_of(evidence) if (found := _beyond(evidence, stack, what, dtype))]
             suspicions += beyond
-            if not beyond:
-                top, _ = max(largest.values(), key=lambda one: one[0])
-                clear.append(f"{stack}: {_said(what, top)} ({_margin(evidence, top)})")
+            told = {row.layer for dtype in dtypes_of(evidence) for row in _of_sinks(evidence, stack, what, dtype)}
+            rest = [row.value or 0.0 for layer, row in largest.items() if layer not in told]
+            if rest and not beyond:
+                clear.append(f"{stack}: {what} {number(max(rest))} ({_margin(evidence, max(rest))})")
+            elif told and not beyond:
+                clear.append(f"{stack}: {what} that of a key that attention rests on")
     if not suspicions and not clear:
         return Looked(unchecked="needs a stream of several tokens, or of several samples, above the float floor.")
     return Looked(tuple(suspicions), clear=f"{'; '.join(clear)}.")
@@ -56,21 +56,21 @@ def _merged(evidence: Evidence, stack: str) -> tuple[list[Suspicion], str]:
     before = 0.0
     for layer in sorted(rows):
         value = rows[layer].value or 0.0
+        if below(rows[layer], before * (1 - threshold("numerics.distinct_at_dtype"))):
+            lost[layer] = 1 - value / before
         before = max(before, value)
-        if before - value - margin(rows[layer]) > threshold("numerics.distinct_at_dtype"):
-            lost[layer] = before - value
     if not rows:
         return [], ""
     least = min(rows.values(), key=lambda row: row.value or 0.0)
     if not lost:
         share = "all" if least.value == 1 else f"at least {number(100 * (least.value or 0.0))} % of the"
         return [], f"{share} pairs of tokens differ in {evidence.dtype}"
-    first, worst = min(lost), max(lost, key=lambda layer: lost[layer])
+    worst = max(lost, key=lambda layer: lost[layer])
     grave = lost[worst] > threshold("numerics.distinct_at_dtype.grave")
     return [
         Suspicion(
             f"In {stack} {layer_words(lost)} up to {number(100 * lost[worst])} % of the pairs of tokens that differed "
-            f"before layer {first} are one number in {evidence.dtype}.",
+            f"before are one number in {evidence.dtype}.",
             stack,
             Severity.FAIL if grave else Severity.WARN,
             layers=tuple(lost),
@@ -80,6 +80,7 @@ def _merged(evidence: Evidence, stack: str) -> tuple[list[Suspicion], str]:
                 )
                 for n in lost
             ),
+            exceeded=True,
         )
     ], ""
 
@@ -87,85 +88,61 @@ def _merged(evidence: Evidence, stack: str) -> tuple[list[Suspicion], str]:
 # ------------------------------------------------------------ range
 
 
-def _largest(evidence: Evidence, stack: str) -> dict[int, tuple[float, Row]]:
-    """About how large the stream's largest entry is, by layer, and the row that says so."""
-    found: dict[int, tuple[float, Row]] = {}
-    sizes = evidence.course("rms", stack, site="stream", part="out", scope="all") or evidence.course(
-        "rms", stack, site="stream", part="out"
-    )
-    for layer, row in evidence.course("max_to_median", stack, site="stream", part="out").items():
-        size = sizes.get(layer)
-        if size is None or size.value is None or row.value is None or row.scope == "samples":
-            continue
-        if math.isfinite(row.value):  # else more than half of the entries are 0, and their median says nothing
-            found[layer] = (_largest_entry(size.value, row.value, _entries(evidence, stack)), row)
-    return found
+def _entries(evidence: Evidence, stack: str) -> dict[int, Row]:
+    """The stream's largest entry, by layer."""
+    return evidence.course("max_abs", stack, site="stream", part="out")
 
 
-def _largest_entry(rms: float, max_to_median: float, entries: float) -> float:
-    """The largest of N entries from their root mean square and the largest over the median, M."""
-    # No row holds it. Were all entries but one normal with standard deviation σ, the median would be .6745 σ, the
-    # largest a = .6745 M σ, and N rms² = (N − 1) σ² + a². Within a factor of two where a handful of massive activations
-    # stand out, exact for none or one.
-    ratio = _MEDIAN * max_to_median
-    return rms * ratio / math.sqrt((entries - 1 + ratio**2) / entries) if math.isfinite(entries) else rms * ratio
-
-
-def _entries(evidence: Evidence, stack: str) -> float:
-    """Of one sequence; infinite where that is not known, which makes the largest entry a little too large."""
-    told = evidence.about.get("input") or {}
-    width = evidence.stacks[stack].get("width")
-    if not (told.get("tokens") and told.get("sequences") and width):
-        return math.inf
-    return float(max(2, told["tokens"] / told["sequences"] * width))
-
-
-def _logits(evidence: Evidence, stack: str) -> dict[int, tuple[float, Row]]:
-    """The largest size of a logit that is known, by layer: of heads, the largest."""
-    found: dict[int, tuple[float, Row]] = {}
+def _logits(evidence: Evidence, stack: str) -> dict[int, Row]:
+    """The largest logit of any head, by layer."""
+    found: dict[int, Row] = {}
     for row in evidence.of_metric("max_logit", stack, scope="all"):
-        if row.value is not None and row.value > found.get(row.layer, (0.0,))[0]:
-            found[row.layer] = (row.value, row)
+        if row.layer not in found or (row.value or 0.0) > (found[row.layer].value or 0.0):
+            found[row.layer] = row
     return found
 
 
-def _dtypes(evidence: Evidence) -> list[str]:
-    return list(dict.fromkeys((evidence.dtype, *evidence.dtypes)))
+def _of_sinks(evidence: Evidence, stack: str, what: str, dtype: str) -> list[Row]:
+    """Entries of which `sinks` tells."""
+    return list(massive_beyond(evidence, stack, dtype).values()) if what == _ENTRY else []
 
 
-def _range(dtype: str) -> float:
-    return float(torch.finfo(getattr(torch, _FLOAT8.get(dtype, dtype))).max)
-
-
-def _beyond(stack: str, what: str, largest: dict[int, tuple[float, Row]], dtype: str) -> Suspicion | None:
-    limit = _range(dtype)
-    near = {layer: size for layer, (size, _) in largest.items() if size * threshold("numerics.margin") > limit}
-    if not near:
+def _beyond(evidence: Evidence, stack: str, what: str, dtype: str) -> Suspicion | None:
+    """Layers that are beyond a dtype's range; where there is none, those that are near it."""
+    limit = largest_number(dtype)
+    told = {row.layer for row in _of_sinks(evidence, stack, what, dtype)}
+    rows = _entries(evidence, stack) if what == _ENTRY else _logits(evidence, stack)
+    sizes = {layer: row.value or 0.0 for layer, row in rows.items() if layer not in told}
+    near = {layer: size for layer, size in sizes.items() if size * threshold("numerics.margin") > limit}
+    over = {layer: size for layer, size in near.items() if size > limit}
+    found = over or near
+    if not found:
         return None
-    worst = max(near, key=lambda layer: near[layer])
-    over = near[worst] > limit
-    beside = f"{number(near[worst] / limit)} times" if over else f"{number(100 * near[worst] / limit)} % of"
+    worst = max(found, key=lambda layer: found[layer])
+    beside = f"{number(found[worst] / limit)} times" if over else f"{number(100 * found[worst] / limit)} % of"
     return Suspicion(
-        f"In {stack} {layer_words(near)} {_said(what, near[worst])} (layer {worst}), {beside} the largest number of "
+        f"In {stack} {layer_words(found)} {what} {number(found[worst])} (layer {worst}), {beside} the largest number of "
         f"{dtype}, {number(limit)}.",
         stack,
-        Severity.FAIL if over and not dtype.startswith("float8") else Severity.WARN,
-        layers=tuple(near),
+        Severity.FAIL if _certain(evidence, what, found[worst], dtype) else Severity.WARN,
+        layers=tuple(found),
         comparisons=tuple(
-            Comparison(row.metric, f"{stack} layer {layer}", row.value or 0.0, row.stderr, "dtype", limit)
-            for layer, (_, row) in largest.items()
-            if layer in near
+            Comparison(rows[n].metric, f"{stack} layer {n}", sizes[n], rows[n].stderr, "dtype", limit) for n in found
         ),
+        exceeded=True,  # the range, or the margin to it
     )
 
 
-def _said(what: str, size: float) -> str:
-    return f"the largest {what} is {'about ' if what != 'logit' else ''}{number(size)}"
+def _certain(evidence: Evidence, what: str, size: float, dtype: str) -> bool:
+    """Whether a run in that dtype cannot stay finite."""
+    if dtype == evidence.dtype or dtype.startswith("float8"):
+        return False  # this run stayed finite; tensors are scaled before they are cast to float8
+    return what == _ENTRY and size > threshold("numerics.over") * largest_number(dtype)  # kernels keep logits wider
 
 
 def _margin(evidence: Evidence, size: float) -> str:
-    narrowest = min(_dtypes(evidence), key=_range)
-    return f"{narrowest} holds {number(_range(narrowest) / size if size else math.inf)} times as much"
+    narrowest = min(dtypes_of(evidence), key=largest_number)
+    return f"{narrowest} holds {number(largest_number(narrowest) / size if size else math.inf)} times as much"
 
 
 FAILURE = Failure(
@@ -174,18 +151,20 @@ FAILURE = Failure(
     means=(
         "Either tokens that were different have become one number to the last bit, and nothing can tell them apart "
         "again; or the stream's entries, or attention's logits, come near the largest number that the run's dtype, or "
-        "one that was asked about, can hold: then another batch gives infinities."
+        "one that was asked about, can hold: then another batch gives infinities. Massive activations of the key that "
+        "attention rests on are told by `sinks` where they do not fit."
     ),
     harmless=(
         "Equal words in a model without positions are equal from the start; only pairs that an earlier layer had "
-        "count. Beyond the range of float8 is no fault where tensors are scaled before they are cast. Massive "
-        "activations of a few entries belong to how trained decoders use attention sinks."
+        "count. Beyond the range of float8 is no fault where tensors are scaled before they are cast, nor are "
+        "logits where the kernel keeps them in float32, as fused ones do. A run that stayed finite is no failure, "
+        "however near it came."
     ),
     tested=(
         "From the numbers alone: the share of pairs of tokens that still differ, bit by bit, is held against that of "
-        "earlier layers; the stream's largest entry, estimated from its root mean square and the ratio of its largest "
-        "to its median entry, and the largest logit are held against the range of the run's dtype and of those asked "
-        "about. What stays inside a block (the width of the MLP, a branch before its norm) is not seen."
+        "earlier layers; the largest entry of the stream and the largest logit are held against the range of the "
+        "run's dtype and of those asked about. What stays inside a block (the width of the MLP, a branch before its "
+        "norm) is not seen."
     ),
     refuted_by="A run in that dtype, on documents of the kind that the model is for, stays finite.",
     command="fullrank examine {model} --dtype float32",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
-import torch
-
+from fullrank.diagnosis.dtype_range import dtypes_of, largest_number
 from fullrank.diagnosis.evidence import Evidence
 from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
 from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.kinds import LATE, PART, Place, heads_of, in_words
+from fullrank.diagnosis.kinds import PART, Place, in_words
+from fullrank.diagnosis.layer_runs import layer_words
+from fullrank.diagnosis.sink_keys import massive_at_sinks, massive_beyond, sink_positions, sinks_of
 from fullrank.diagnosis.sure import above
 from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Severity
+from fullrank.report.wording import number
 from fullrank.table import Row
 
 __all__ = ["FAILURE"]
@@ -28,11 +29,11 @@ def _look(evidence: Evidence) -> Looked:
         if not masses:
             unknown.append(stack)
             continue
-        sinks = _sinks(evidence, stack, masses)
+        sinks = sinks_of(evidence, stack)
         if sinks:
             suspicions.append(_suspicion(evidence, stack, sinks, len(masses)))
-            massive = _massive(evidence, stack)
-            suspicions += [massive] if massive is not None else []
+            beyond = _beyond(evidence, stack)
+            suspicions += [beyond] if beyond is not None else []
         else:
             most = max(float(row.value or 0) for row in masses.values())
             said.append(f"{stack}: no key holds more than {most:.2g} of a head's attention")
@@ -45,29 +46,17 @@ def _look(evidence: Evidence) -> Looked:
     return Looked(clear="; ".join(said) + ".")
 
 
-def _sinks(evidence: Evidence, stack: str, masses: dict[Place, Row]) -> dict[Place, Row]:
-    heads = heads_of(evidence, stack)
-    found = {}
-    for place, row in masses.items():
-        if place not in heads:
-            continue
-        uniform = math.exp(-heads[place].log_keys)
-        if above(row, max(threshold(f"{NAME}.mass"), threshold(f"{NAME}.over_uniform") * uniform)):
-            found[place] = row
-    return found
-
-
 # ---------------------------------------------------------------- where attention rests
 
 
 def _suspicion(evidence: Evidence, stack: str, sinks: dict[Place, Row], all_of: int) -> Suspicion:
-    rows = evidence.heads("sink_position", stack, site="attention", part=PART)
-    positions = {place: int(rows[place].value or 0) for place in sinks if place in rows}
+    positions = sink_positions(evidence, stack)
     first = [place for place, position in positions.items() if position == 0]
+    few = threshold(f"{NAME}.few") * all_of
     causal = bool(evidence.stacks[stack].get("causal"))
     layers = sorted({layer for layer, _ in sinks})
-    missing = causal and evidence.bos is False and len(first) >= threshold(f"{NAME}.few") * all_of
-    claim = f"{len(sinks)} of {all_of} heads of {stack}, in {_layers(layers)}, give {_share(sinks)} to one key: "
+    missing = causal and evidence.bos is False and len(first) >= few
+    claim = f"{len(sinks)} of {all_of} heads of {stack}, in {layer_words(layers)}, give {_share(sinks)} to one key: "
     if missing:
         claim += (
             f"in {len(first)} of them the first token, which is content: the tokenizer has a token for the beginning, "
@@ -75,17 +64,38 @@ def _suspicion(evidence: Evidence, stack: str, sinks: dict[Place, Row], all_of: 
         )
     else:
         claim += f"{_where(positions, evidence)}; such a head adds almost the same to every token."
-    tests = (_hidden(stack, first, 0),) if first else ()
+    said, massive = _massive(evidence, stack)
     strongest = sorted(sinks, key=lambda place: -float(sinks[place].value or 0))
     return Suspicion(
-        claim=claim,
+        claim=claim + said,
         stack=stack,
         severity=Severity.WARN if missing else Severity.NOTE,
         layers=tuple(layers),
         heads=tuple(sorted(first if missing else sinks)),
-        comparisons=tuple(evidence.compared(sinks[place]) for place in strongest[:4]),
-        tests=tests,
+        comparisons=(*(evidence.compared(sinks[place]) for place in strongest[:4]), *massive),
+        tests=(_hidden(stack, first, 0),) if first else (),
+        exceeded=missing and sum(_learned(evidence, sinks[place]) for place in first) >= few,
     )
+
+
+def _learned(evidence: Evidence, mass: Row) -> bool:
+    """Whether a head rests on its key by far more than the same head did at initialisation."""
+    initial = evidence.initial(mass)
+    return initial is not None and above(mass, threshold(f"{NAME}.over_initialisation") * float(initial.value or 0))
+
+
+def _massive(evidence: Evidence, stack: str) -> tuple[str, tuple[Comparison, ...]]:
+    """A sentence and the number for the largest massive activation that a sink's key holds, where there is one."""
+    massive = massive_at_sinks(evidence, stack)
+    if not massive:
+        return "", ()
+    worst = max(massive, key=lambda layer: massive[layer].value or 0.0)
+    ratio = evidence.course("max_to_median", stack, site="stream", part="out")[worst].value
+    said = (
+        f" Its state holds the stream's largest entry in {layer_words(massive)}, {number(massive[worst].value)} after "
+        f"layer {worst}, {number(ratio)} times the median."
+    )
+    return said, (evidence.compared(massive[worst]),)
 
 
 def _hidden(stack: str, places: list[Place], position: int) -> Test:
@@ -99,13 +109,6 @@ def _share(sinks: dict[Place, Row]) -> str:
     values = sorted(float(row.value or 0) for row in sinks.values())
     low, high = f"{values[0]:.2g}", f"{values[-1]:.2g}"
     return f"{low} of their attention" if low == high else f"{low} to {high} of their attention"
-
-
-def _layers(layers: list[int]) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    together = len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1
-    return f"layers {layers[0]} to {layers[-1]}" if together else f"layers {', '.join(map(str, layers))}"
 
 
 def _where(positions: dict[Place, int], evidence: Evidence) -> str:
@@ -129,64 +132,29 @@ def _where(positions: dict[Place, int], evidence: Evidence) -> str:
 # ---------------------------------------------------------------- what a dtype can hold
 
 
-def _massive(evidence: Evidence, stack: str) -> Suspicion | None:
-    """The largest activation beside a sink, where it is massive and out of range of the run's or a named dtype."""
-    worst: tuple[float, Row] | None = None
-    entries = _entries(evidence, stack)
-    sizes = evidence.course("rms", stack, site="stream", part="out", scope="all")
-    for layer, row in evidence.course("max_to_median", stack, site="stream", part="out").items():
-        largest = _largest(entries, row, sizes.get(layer))
-        if largest is not None and above(row, threshold(f"{NAME}.massive")) and (not worst or largest > worst[0]):
-            worst = largest, row
-    names = dict.fromkeys((evidence.dtype, *evidence.dtypes))
-    held = {name: limit for name in names if (limit := _range(name)) is not None}
-    if worst is None or not (short := {name: limit for name, limit in held.items() if worst[0] > limit}):
+def _beyond(evidence: Evidence, stack: str) -> Suspicion | None:
+    """Massive activations of a sink's key that the run's dtype or a named one cannot hold."""
+    by_dtype = {name: found for name in dtypes_of(evidence) if (found := massive_beyond(evidence, stack, name))}
+    if not by_dtype:
         return None
-    largest, row = worst
-    where = f"{stack} layer {row.layer}"
-    beyond = ", ".join(f"{name} (at most {limit:.3g})" for name, limit in short.items())
+    beyond = {layer: row for found in by_dtype.values() for layer, row in sorted(found.items())}
+    worst = max(beyond, key=lambda layer: beyond[layer].value or 0.0)
+    limits = " and ".join(f"{name} (at most {number(largest_number(name))})" for name in by_dtype)
     return Suspicion(
-        claim=f"Massive activations after layer {row.layer} of {stack}: the largest is about {largest:.3g}, "
-        f"{row.value:.3g} times the median, which {beyond} cannot hold.",
+        claim=f"The key of {stack} that heads rest on holds massive activations in {layer_words(beyond)}: the largest "
+        f"entry, {number(beyond[worst].value)} after layer {worst}, is more than {limits} can hold.",
         stack=stack,
         severity=Severity.WARN,
-        layers=(row.layer,),
-        comparisons=(
-            evidence.compared(row),
-            *(Comparison("max_to_median", where, largest, None, "dtype", limit) for limit in short.values()),
+        layers=tuple(sorted(beyond)),
+        comparisons=tuple(
+            Comparison(
+                row.metric, f"{stack} layer {row.layer}", row.value or 0.0, row.stderr, "dtype", largest_number(name)
+            )
+            for name, found in by_dtype.items()
+            for row in found.values()
         ),
+        exceeded=True,
     )
-
-
-def _largest(entries: float, ratio: Row, size: Row | None) -> float | None:
-    """About how large the largest of N entries is, from its ratio r to the median and the root mean square.
-
-    If the other entries are Gaussian their median is .674 of their root mean square, so that N rms² = max² + 2.2 N
-    (max/r)². Where k entries are that large, this is √k too much at most.
-
-    Args:
-        entries: N, of one sequence.
-        ratio: of the largest entry to the median.
-        size: root mean square of the same state.
-
-    Returns:
-        The estimate; None where a number is missing.
-    """
-    if size is None or not size.value or not ratio.value or not entries:
-        return None
-    return size.value * math.sqrt(entries / (1 + 2.2 * entries / ratio.value**2))
-
-
-def _entries(evidence: Evidence, stack: str) -> float:
-    """Of one sequence: the width times the keys that a head sees, of which the late half sees three quarters."""
-    seen = [(head.log_keys, head.entropy.scope == LATE) for head in heads_of(evidence, stack).values()]
-    tokens = max((math.exp(log_keys) * (4 / 3 if late else 1) for log_keys, late in seen), default=0.0)
-    return tokens * float(evidence.stacks[stack].get("width") or 0)
-
-
-def _range(dtype: str) -> float | None:
-    found = getattr(torch, dtype, getattr(torch, f"{dtype}fn", None))  # float8_e4m3 is called float8_e4m3fn
-    return torch.finfo(found).max if isinstance(found, torch.dtype) and found.is_floating_point else None
 
 
 FAILURE = Failure(
@@ -198,7 +166,8 @@ FAILURE = Failure(
         "small. Such a head is a no-op that the model needs: taking the sink away makes it average over content "
         "instead. The key that serves is the token that every training sequence began with; a batch without it makes "
         "a token of content serve, which the model has not learned to do. The sink's state often carries massive "
-        "activations, a few entries a thousand times the others, and these are what a narrow dtype cannot hold."
+        "activations, a few entries a thousand times the others, and these are what a narrow dtype cannot hold. Large "
+        "entries of other tokens are a matter of `numerics`."
     ),
     harmless=(
         "Nearly always: most trained decoders have sinks on their first token, encoders on [CLS] or a delimiter, "

@@ -147,20 +147,27 @@ _ALL: Final = (
     Threshold(
         "numerics.distinct_at_dtype",
         0.01,
-        "of the pairs of tokens lost since an earlier layer",
+        "of the pairs of tokens that differed at an earlier layer, lost",
         "one pair in a hundred: more than repeated words at the same place of two lists; healthy models lose none",
     ),
     Threshold(
         "numerics.distinct_at_dtype.grave",
         0.5,
-        "of the pairs of tokens lost since an earlier layer",
-        "most tokens are one number",
+        "of the pairs of tokens that differed at an earlier layer, lost",
+        "most tokens that differed are one number",
     ),
     Threshold(
         "numerics.margin",
         4.0,
         "times the largest entry",
         "two doublings: another batch, or the inside of a block, is easily four times what is seen in the stream",
+    ),
+    Threshold(
+        "numerics.over",
+        2.0,
+        "times the largest number of a dtype that was asked about",
+        "one doubling: what is just over may fit with another batch, or with rounding in between; twice as much gives "
+        "infinities",
     ),
     Threshold(
         "freshness.deviation",
@@ -404,6 +411,12 @@ _ALL: Final = (
         0.05,
         "of a stack's heads",
         "fewer rest on the first token than would matter to the loss",
+    ),
+    Threshold(
+        "sinks.over_initialisation",
+        2,
+        "times the same head's mass at initialisation",
+        "fresh heads are near uniform, and over_uniform holds for them nearly always; twice as much was learned",
     ),
     Threshold(
         "sinks.massive",
