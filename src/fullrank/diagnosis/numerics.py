@@ -121,8 +121,8 @@ def _beyond(evidence: Evidence, stack: str, what: str, dtype: str) -> Suspicion 
     worst = max(found, key=lambda layer: found[layer])
     beside = f"{number(found[worst] / limit)} times" if over else f"{number(100 * found[worst] / limit)} % of"
     return Suspicion(
-        f"In {stack} {layer_words(found)} {what} {number(found[worst])} (layer {worst}), {beside} the largest number of "
-        f"{dtype}, {number(limit)}.",
+        f"In {stack} {layer_words(found)} {what} {number(found[worst])} (layer {worst}), {beside} the largest number "
+        f"of {dtype}, {number(limit)}.",
         stack,
         Severity.FAIL if _certain(evidence, what, found[worst], dtype) else Severity.WARN,
         layers=tuple(found),
