@@ -113,7 +113,8 @@ def test_the_vocabulary_holds_every_metric_of_states_and_attention_and_no_other(
         "qk_eigenvalue_variance",
         "value_output_sign",
     }
-    ours = spectral | {f"centered_{name}" for name in spectral} | states | attention | gradients | weights
+    outputs = {"token_loss"}
+    ours = outputs | spectral | {f"centered_{name}" for name in spectral} | states | attention | gradients | weights
     assert set(NAMES) == ours
 
 

@@ -114,6 +114,8 @@ def take(name: str, w: World) -> torch.Tensor:
             found = metric(w.A, w.V, w.visible)
         case "logit_std" | "log_context_gauge" | "max_logit":
             found = metric(w.logits, w.visible)
+        case "token_loss":
+            found = metric(w.logits, w.logits.argmin(-1))
         case "head_similarity" | "nearest_head_similarity" | "nearest_head":
             found = metric(w.contributions, w.mask[1])
         case "head_ambiguity":

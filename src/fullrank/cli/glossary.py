@@ -23,6 +23,7 @@ _LEVELS = {
     "attention": "Of an attention call",
     "gradient": "Of what a backward brings",
     "weight": "Of weights",
+    "output": "Of what the model returns",
 }
 _FIELDS = ("definition", "unit", "range", "healthy", "collapsed", "null", "level", "per_head", "cost", "source")
 

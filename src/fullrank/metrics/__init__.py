@@ -61,6 +61,7 @@ from fullrank.metrics.maps import (
     visible_uniform,
 )
 from fullrank.metrics.nulls import null_value, permuted_null
+from fullrank.metrics.outputs import token_loss, token_losses
 from fullrank.metrics.samples import isometry_gap, orthogonality_gap
 from fullrank.metrics.selectable import unselectable_keys
 from fullrank.metrics.spectral_ranks import (
@@ -180,6 +181,8 @@ __all__ = [
     "spectral_norm",
     "stable_rank",
     "token_energy",
+    "token_loss",
+    "token_losses",
     "uniform_distance",
     "unselectable_keys",
     "update_share",

@@ -5,9 +5,9 @@ from typing import Literal
 
 __all__ = ["Definition", "Invariance", "Level"]
 
-Level = Literal["token", "batch", "sample", "attention", "gradient", "weight"]
+Level = Literal["token", "batch", "sample", "attention", "gradient", "weight", "output"]
 """What a number is of: the tokens of one sequence, several sequences together, any set of vectors, one call, what a
-backward brings, parameters."""
+backward brings, parameters, what the model returns."""
 
 Invariance = Literal["token_permutation", "rotation", "scale"]
 """What changes nothing: relabelling the tokens (queries and keys together, mask included), rotating their vectors,

@@ -18,6 +18,7 @@ from fullrank.table import Row, Slope
 from fullrank.verbs.batches import Call
 from fullrank.verbs.cutting import Length, cut, length_of
 from fullrank.verbs.passes import Progress, record
+from fullrank.verbs.token_losses import loss_readings
 
 __all__ = ["ByContext", "ContextPlan"]
 
@@ -89,7 +90,7 @@ class ContextPlan:
         return [] if not self.contexts else [self._seen, *([] if self._by_position is None else [self._by_position])]
 
     def finish(self, model: nn.Module, observers: Sequence[Observer], tell: Progress) -> ByContext:
-        """After the long pass: run what has to be run, and put the contexts together.
+        """After the long pass: run what has to be run, take the loss by position, and put the contexts together.
 
         Args:
             model: in the state in which it was looked at.
@@ -100,6 +101,10 @@ class ContextPlan:
             Rows, slopes and notes; nothing where no contexts were asked for.
         """
         readings, notes = self.readings(model, observers, tell)
+        predicting = [stack for stack in self.anatomy.stacks if _causal(stack)] if self.contexts else []
+        if len(predicting) == 1:
+            tell("the loss by position", 1.0)
+            readings += loss_readings(model, self.calls, predicting[0], self.contexts)
         return ByContext([row for reading in readings for row in reading.rows], slopes(readings), notes)
 
     def readings(
