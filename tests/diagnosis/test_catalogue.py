@@ -17,7 +17,7 @@ from fullrank.errors import DiagnosisError
 from fullrank.report.verdict import Severity
 
 ROOM = Path(__file__).parent.parent.parent / "src" / "fullrank" / "diagnosis"
-SHARED = {"effect", "freshness", "kinds"}  # what several failures compare with
+SHARED = {"effect", "freshness", "kinds", "sure"}  # what several failures compare with
 WORKS = {
     *("cowsik", "deepscalelm", "dong", "entropy", "giorlandino_goldt", "gradient_heterogeneity", "head_channel"),
     *("log_context", "mind_the_gap", "noci", "oversmoothing_fixes", "residual_scaling", "token_geometry"),
