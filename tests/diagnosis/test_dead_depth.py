@@ -49,7 +49,7 @@ def test_blocks_are_skipped_one_by_one_and_together():
     (verdict,), skipped = verdicts(updates(0.5, 0.4, 0.01, 0.02, 0.4, 0.6, 0.5))
     assert skipped == [(3,), (4,), (3, 4)]
     assert (verdict.severity, verdict.layers, len(verdict.effects)) == (Severity.WARN, (3, 4), 3)
-    assert "not even together" in verdict.claim
+    assert "alone and together" in verdict.claim
 
 
 def test_a_third_of_the_stack_that_nothing_misses_together_is_one_failure():
@@ -62,7 +62,7 @@ def test_twelve_dead_blocks_are_one_verdict_whatever_they_are_together():
     rows = updates(*[0.01] * 12, *[0.5] * 12)
     everything = tuple(range(1, 13))
     for change, grave, words in (
-        (0.0, Severity.FAIL, "not even together"),
+        (0.0, Severity.FAIL, "alone and together"),
         (0.4, Severity.WARN, "each of them"),  # each can be spared while the others are there
         ("too large for this machine.", Severity.WARN, "each of them"),
     ):
@@ -87,6 +87,11 @@ def test_a_block_that_matters_is_refuted_and_only_it_is_left_out():
     assert verdict.layers == (2,)
     assert "block 2 of 10 changes" in verdict.claim
     assert "skipping them has an effect" in verdict.claim
+
+
+def test_one_block_of_three_is_a_third_of_the_stack():
+    (verdict,), skipped = verdicts(updates(0.5, 0.01, 0.6))
+    assert (verdict.severity, verdict.layers, skipped) == (Severity.FAIL, (2,), [(2,)])
 
 
 def test_a_third_counts_only_blocks_that_nothing_misses():

@@ -104,6 +104,8 @@ def _suspicion(evidence: Evidence, stack: str, block: int) -> Suspicion:
 def _join(evidence: Evidence, parts: tuple[Suspicion, ...], refuted: tuple[Suspicion, ...]) -> tuple[Suspicion, ...]:
     """All blocks that came out alike: together, where that was tested, a failure if they are many; else one by one."""
     first, blocks = parts[0], tuple(layer for part in parts for layer in part.layers)
+    many = len(blocks) >= threshold("dead-depth.blocks") * _depth(evidence, first.stack)
+    grave = Severity.FAIL if many and first.severity is not Severity.NOTE else first.severity
     comparisons = tuple(one for part in parts for one in part.comparisons)
     rest = ""
     if refuted:
@@ -115,14 +117,13 @@ def _join(evidence: Evidence, parts: tuple[Suspicion, ...], refuted: tuple[Suspi
         return replace(first, claim=claim, layers=blocks, comparisons=comparisons, tests=())
 
     if len(parts) == 1:
-        return (said("it does next to nothing"),)
+        return (replace(said("it does next to nothing"), severity=grave),)
     each = said("each of them does next to nothing")
     if first.severity is Severity.NOTE:
         return (each,)
-    many = len(blocks) >= threshold("dead-depth.blocks") * _depth(evidence, first.stack)
     together = replace(
-        said("they do next to nothing, not even together"),
-        severity=Severity.FAIL if many else first.severity,
+        said("alone and together they do next to nothing"),
+        severity=grave,
         tests=(_skipped(first.stack, blocks),),
         exceeded=all(part.exceeded for part in parts),
     )
