@@ -86,7 +86,9 @@ def reference_of(
         weights, because = freshness(subject.model, made.model, told=subject.fresh)
         if made.model is None:
             return Reference(None, weights, because, made.how)
-        rows, notes = reference_rows(made.model, calls, anatomy, seed=seed, tell=tell, ranks=ranks, **measured)
+        rows, notes = reference_rows(
+            made.model, calls, anatomy, seed=seed, tell=tell, ranks=ranks, like=subject.model, **measured
+        )
     except Exception as error:  # noqa: BLE001 - a reference that fails must not take the report with it
         return _none(subject, f"drawing it failed ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})")
     report = Report(rows=Table(rows), about={"model": f"{subject.name} at initialisation"}) if rows else None

@@ -19,6 +19,7 @@ from fullrank.table import Row
 from fullrank.verbs.batches import Call
 from fullrank.verbs.contexts import ContextPlan
 from fullrank.verbs.gradients import Backwards, gradient_observers
+from fullrank.verbs.lent import Followed, is_lent
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record
 from fullrank.verbs.ranks import Ranks
 from fullrank.verbs.statistics import statistics_notes
@@ -44,11 +45,13 @@ def reference_rows(
     known: Collection[str] = (),
     contexts: tuple[int, ...] = (),
     closing: int = 0,
+    like: nn.Module | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Run a reference on a model's calls and measure what `examine` measures, but for spectra.
 
-    The twin is surveyed by itself: a row of it stands beside the model's of the same stack, layer, part and head, so
-    that both must have the same stacks. It is left as it was. Cost: one forward for the survey, one for each call, and
+    A row of the twin stands beside the model's of the same stack, layer, part and head, so that both must have the same
+    stacks: what the survey found in the model is lent to a twin that is made of the same modules (see `lent.is_lent`),
+    any other is surveyed by itself. It is left as it was. Cost: one forward for each call, one for that survey, and
     backwards as for the model where gradients are asked for.
 
     Args:
@@ -67,6 +70,7 @@ def reference_rows(
         known: sentences that were said of the model, and are not repeated.
         contexts: those at which the model was read; a slope is not taken over them.
         closing: how many special tokens end every sequence.
+        like: the model itself, where it is at hand.
 
     Returns:
         Rows with `source="initialisation"`, and sentences about what could not be had.
@@ -81,12 +85,17 @@ def reference_rows(
 
     try:
         with undisturbed(twin, batch_statistics=batch_statistics):
-            heard("finding the blocks", 0.0)
-            own = anatomy_of(twin, calls, together, blocks=blocks)
-            differs = _differs(own, anatomy)
-            if differs:
-                return [], [f"no reference at initialisation: {differs}."]
+            lent = is_lent(anatomy, like, twin)
+            own = anatomy
+            if not lent:
+                heard("finding the blocks", 0.0)
+                own = anatomy_of(twin, calls, together, blocks=blocks)
+                differs = _differs(own, anatomy)
+                if differs:
+                    return [], [f"no reference at initialisation: {differs}."]
             observers, backwards = _observers(twin, own, weights=weights), None
+            if lent:
+                observers = [Followed(own), *observers]
             if gradients:
                 observers += gradient_observers(twin, own, several=len(calls) > 1 or together.several)
                 first = together.before(sum(call.sequences for call in calls))
