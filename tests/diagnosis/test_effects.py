@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from fullrank.capture.weights import per_head
 from fullrank.diagnosis import Evidence, Failure, Looked, Suspicion, Test, diagnose
 from fullrank.diagnosis.effects import Trials, paired
 from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.merging import Merging
 from fullrank.report.verdict import Effect, Severity
 from fullrank.verbs.batches import as_calls
 from untouched import changes, everything
@@ -299,6 +301,23 @@ def test_a_duplicate_is_free_to_drop_where_the_other_is_scaled_and_not_where_it_
     merged, silenced = effects()
     assert abs(merged) < 1e-12
     assert silenced > 1e-4
+
+
+def test_heads_are_merged_by_one_factor_for_all_documents_measured_before():
+    patient, forwards = admit("plain"), []
+    model, whole = patient.model, Ward(patient.batch, forwards=forwards)
+    trials = Trials(model, anatomy("plain"), [whole.part(0, 1), whole.part(1, 3)])
+    merge = Intervention("merge-heads", "decoder", 2, groups=((2, 0),))
+    forwards.clear()
+    effect = trials.effect(merge)
+    assert forwards == [1, 2] * 2
+    assert "head 0 dropped and head 2 scaled instead" in effect.intervention
+    merging = Merging(model, anatomy("plain"), merge)
+    with torch.no_grad(), merging.watch():
+        patient()
+    told = trials.effect(dataclasses.replace(merge, factors=merging.factors()))
+    assert numbers(effect) == pytest.approx(numbers(told), rel=1e-9)
+    assert forwards == [1, 2] * 3
 
 
 class Noisy(PlainGPT):

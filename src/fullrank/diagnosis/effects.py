@@ -66,7 +66,8 @@ class Trials:
     The unchanged model is run once, at the start, and decides by what effects are measured. An effect is paired: each
     document with itself. Every run begins with the same random state, in evaluation mode and without gradients; nothing
     about the model is different afterwards, whatever happened in between. Cost: one forward of all batches for each
-    intervention (see `apply` for those that cost more), and the memory of what the unchanged model returned.
+    intervention, two for `merge-heads`, whose factors are measured first (see `apply` for others that cost more), and
+    the memory of what the unchanged model returned.
 
     Args:
         model: the model.
