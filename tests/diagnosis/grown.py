@@ -9,11 +9,12 @@ CONTEXTS = (256, 1024, 4096)
 
 
 def grown(metric, exponents, *, size=0.3, initial=None, stderr=0.01, weights="trained", stack="decoder", floor=(),
-          part="self", n=8):  # fmt: skip
+          part="self", n=8, loss=None):  # fmt: skip
     """Evidence in which head h of layer l has size · (context/256)^exponents[l][h], over late queries.
 
     `initial` are the exponents of the same architecture at its initialisation, `floor` the layers after which tokens
-    differ by rounding alone.
+    differ by rounding alone. `loss` is the change of the loss by position per doubling with its
+    interval, or why it is not known.
     """
     rows = list(_rows(metric, exponents, size, "measured", stack, part))
     rows += _rows(metric, initial or {}, size, "initialisation", stack, part)
@@ -25,6 +26,13 @@ def grown(metric, exponents, *, size=0.3, initial=None, stderr=0.01, weights="tr
     ]
     slopes = [_slope(metric, stack, layer, part, head, e, stderr, n)
               for layer, heads in exponents.items() for head, e in enumerate(heads)]  # fmt: skip
+    if loss is not None:
+        rows += [Row(stack, 9, "stream", "out", "token_loss", *((None,) if isinstance(loss, str) else (3.0,)),
+                     scope=f"late+context={context}", note=loss if isinstance(loss, str) else "")
+                 for context in CONTEXTS]  # fmt: skip
+        change, low, high = (None,) * 3 if isinstance(loss, str) else loss
+        slopes.append(Slope(stack, 9, "stream", "out", "token_loss", None, "late", CONTEXTS, n, change, None, low, high,
+                            None, None, None, None))  # fmt: skip
     about = {"model": "planted", "stacks": [{"name": stack, "causal": True}]}
     return Evidence(tuple(rows), about, tuple(slopes), weights=weights)
 

@@ -23,7 +23,7 @@ def test_layers_all_of_whose_heads_attend_to_every_key_are_named_and_no_others()
     assert [(one.value, one.against, one.expected) for one in suspicion.comparisons] == [(0.97, "null", 1.0)] * 2
     (test,) = suspicion.tests
     assert (test.intervention.kind, test.intervention.layer, test.intervention.also) == ("mean-head", 1, (3,))
-    assert looked.unchecked == "loss by position: not measured."
+    assert looked.unchecked.startswith("loss by position: attention that looks both ways")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_it_is_clear_where_a_head_of_the_layers_keeps_choosing(exponents, option
     looked = look(exponents, **options)
     assert not looked.suspicions
     assert "effective keys grow slower" in looked.clear
-    assert looked.clear.endswith("loss by position: not measured.")
+    assert "loss by position" in looked.clear
 
 
 def test_the_initialisation_is_the_reference_where_it_was_run_at_these_contexts():
@@ -60,3 +60,55 @@ def test_fresh_weights_are_not_judged():
     told = diagnose(grown(METRIC, {1: ALL}, weights="fresh"), [FAILURE])
     assert told.verdicts == ()
     assert "trained weights only" in told.unchecked[0].words
+
+
+def test_dilution_that_still_lowers_the_loss_is_no_fault():
+    exponents = {1: ALL, 2: SOME, 3: ALL}
+    looked = look(exponents, loss=(-0.12, -0.14, -0.1))
+    assert not looked.suspicions
+    assert looked.clear == (
+        "from 256 to 4096 tokens attention of decoder layers 1, 3 reads all the keys that are added, and they are of "
+        "use: the loss by position changes by −0.12 nats per doubling of the context (95 %: −0.14 to −0.1)."
+    )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [(0.02, 0.0, 0.04), (-0.004, -0.006, -0.002), (-0.12, -0.3, 0.06)],  # rising, falling by nothing, not known to fall
+)
+def test_a_loss_that_is_not_known_to_fall_keeps_the_suspicion_and_is_told(loss):
+    looked = look({1: ALL, 2: ALL}, loss=loss)
+    (suspicion,) = looked.suspicions
+    assert "and the loss by position changes by " in suspicion.claim
+    assert not looked.unchecked
+
+
+def test_a_loss_that_was_not_seen_is_said_with_its_reason():
+    looked = look({1: ALL, 2: ALL}, loss="the model returns no logits of every token")
+    (suspicion,) = looked.suspicions
+    assert "loss" not in suspicion.claim
+    assert looked.unchecked == "loss by position: not known, the model returns no logits of every token."
+
+
+class Nowhere:
+    """A model on which nothing can be tested."""
+
+    outcome = "loss"
+
+    def effect(self, intervention):
+        return "its kernel cannot be rewritten."
+
+
+@pytest.mark.parametrize(
+    ("initial", "severity"),
+    [
+        (None, Severity.NOTE),  # no reference at these contexts
+        ({1: [1.2, 1.2], 2: [1.2, 1.2]}, Severity.NOTE),  # one that is not reached
+        ({1: [1.0, 1.0], 2: [1.0, 1.0]}, Severity.WARN),
+    ],
+)
+def test_where_nothing_can_be_tested_the_initialisation_decides(initial, severity):
+    (verdict,) = diagnose(
+        grown(METRIC, {1: ALL, 2: ALL}, size=100.0, initial=initial), [FAILURE], tester=Nowhere()
+    ).verdicts
+    assert verdict.severity is severity

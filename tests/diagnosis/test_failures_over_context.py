@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 import fullrank
@@ -124,6 +125,71 @@ def test_examine_reads_the_initialisation_at_the_same_contexts_and_compares_with
             assert {one.against for one in verdict.comparisons} == {"initialisation"}
             assert "at its own initialisation" in verdict.claim
     assert {"rank-collapse-width", "context-dilution"} <= {one.name for one in report.diagnosis.verdicts}
+    (loss,) = [one.words for one in report.diagnosis.unchecked if one.name == "context-dilution"]
+    assert ("no logits of every token" if kind == "decoder" else "looks both ways") in loss
+
+
+class Counts(nn.Module):
+    """A block that writes how often each word has been seen so far: every key counts the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(2 * WORDS, 2 * WORDS, bias=False) for _ in range(3))
+        with torch.no_grad():
+            for linear in (self.q, self.k, self.v):
+                linear.weight.zero_()
+            self.v.weight[WORDS:, :WORDS] = torch.eye(WORDS)
+
+    def forward(self, x):
+        q, k, v = (linear(x).unflatten(-1, (2, WORDS)).transpose(1, 2) for linear in (self.q, self.k, self.v))
+        found = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + found.transpose(1, 2).flatten(-2)
+
+
+class BagOfWords(nn.Module):
+    """Says the words that a document has used most: the more it has read, the better, and all keys are of use."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(WORDS, 2 * WORDS)
+        self.blocks = nn.ModuleList(Counts() for _ in range(2))
+        self.head = nn.Linear(2 * WORDS, WORDS, bias=False)
+        with torch.no_grad():
+            self.words.weight.copy_(torch.eye(WORDS, 2 * WORDS))
+            self.head.weight.copy_(15 * torch.eye(WORDS, 2 * WORDS).roll(WORDS, 1))
+
+    def forward(self, input_ids, labels=None):
+        x = self.words(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(x)
+        if labels is None:
+            return {"logits": logits}
+        return {
+            "loss": nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()),
+            "logits": logits,
+        }
+
+
+WORDS = 32
+
+
+def test_heads_that_attend_to_everything_are_no_fault_where_the_loss_falls_with_the_position():
+    generator = torch.Generator().manual_seed(0)
+    own = torch.stack([torch.randperm(WORDS, generator=generator)[:6] for _ in range(8)])  # each document's words
+    ids = own.gather(1, torch.randint(6, (8, CONTEXTS[-1]), generator=generator))
+    subject = replace(subject_of(BagOfWords().eval()), fresh=False)
+    options = {"contexts": CONTEXTS, "spectrum": False, "reference": False}
+    report = fullrank.examine(subject, {"input_ids": ids, "labels": ids}, **options)
+    assert all(one.together.value > 0.95 for one in growths(Evidence.of(report), "effective_keys"))
+    assert "context-dilution" not in {one.name for one in report.diagnosis.verdicts}
+    (clear,) = [one.words for one in report.diagnosis.clear if one.name == "context-dilution"]
+    assert "they are of use: the loss by position changes by −" in clear
+    with torch.no_grad():
+        subject.model.head.weight.zero_()  # what was read is not used: every word is as likely at every position
+    report = fullrank.examine(subject, {"input_ids": ids, "labels": ids}, **options)
+    (verdict,) = [one for one in report.diagnosis.verdicts if one.name == "context-dilution"]
+    assert "the loss by position changes by " in verdict.claim
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

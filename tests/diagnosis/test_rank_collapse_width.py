@@ -123,3 +123,20 @@ def test_every_stack_and_kind_of_attention_is_judged_for_itself():
     (crossed,) = look({1: RANDOM}, part="cross").suspicions
     assert crossed.claim.startswith("In cross attention of decoder layer 1 ")
     assert crossed.tests[0].intervention.part == "cross"
+
+
+class Nowhere:
+    """A model on which nothing can be tested."""
+
+    outcome = "loss"
+
+    def effect(self, intervention):
+        return "its kernel cannot be rewritten."
+
+
+@pytest.mark.parametrize(("initial", "severity"), [(None, Severity.NOTE), ({1: RANDOM, 2: RANDOM}, Severity.WARN)])
+def test_where_nothing_can_be_tested_the_initialisation_decides(initial, severity):
+    """The law alone, whose assumptions nobody has checked here, leaves a note."""
+    evidence = grown(METRIC, {1: RANDOM, 2: RANDOM}, initial=initial)
+    (verdict,) = diagnose(evidence, [FAILURE], tester=Nowhere()).verdicts
+    assert verdict.severity is severity

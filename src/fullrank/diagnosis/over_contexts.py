@@ -9,10 +9,13 @@ from itertools import groupby
 from typing import NamedTuple
 
 from fullrank.diagnosis.evidence import INITIALISATION, MEASURED, Evidence
-from fullrank.report.verdict import Comparison
+from fullrank.diagnosis.failure import Suspicion, Test
+from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.thresholds import effect_limits
+from fullrank.report.verdict import Comparison, Severity
 from fullrank.table import Slope, headline, in_context
 
-__all__ = ["NEEDS_LENGTHS", "Exponent", "Growth", "growths", "span"]
+__all__ = ["NEEDS_LENGTHS", "Exponent", "Growth", "attention_of", "growths", "signed", "span", "suspected"]
 
 NEEDS_LENGTHS = "needs two or more lengths of the same sequences: --contexts 256,1024,4096."
 
@@ -135,8 +138,55 @@ def growths(evidence: Evidence, metric: str, *, least: float = 0.0) -> list[Grow
 
 def span(values: Sequence[float]) -> str:
     """`−0.51`, or `−0.51 to −0.42`, for a sentence."""
-    low, high = (f"{value:+.2f}".replace("-", "−") for value in (min(values), max(values)))
+    low, high = (signed(value) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
+
+
+def signed(value: float, digits: str = ".2f") -> str:
+    """`−0.51`."""
+    return f"{value:+{digits}}".replace("-", "−")
+
+
+def attention_of(growths: Sequence[Growth]) -> str:
+    """`attention of decoder layers 2, 4`, for a sentence."""
+    first, layers = growths[0], [one.layer for one in growths]
+    attention = "attention" if first.part == "self" else f"{first.part} attention"
+    return f"{attention} of {first.stack} layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
+def suspected(
+    growths: Sequence[Growth],
+    said: str,
+    compared: Sequence[Comparison],
+    *,
+    severity: Severity = Severity.WARN,
+    tested: bool = True,
+    exceeded: bool = False,
+) -> Suspicion:
+    """What is suspected of some layers' attention, to be tested by writing the mean over tokens in all of them at once.
+
+    Args:
+        growths: of the layers of one attention call.
+        said: of them, from the verb on.
+        compared: their numbers.
+        severity: where the test confirms it.
+        tested: whether there is that test.
+        exceeded: whether the numbers were held against the initialisation at the same contexts.
+
+    Returns:
+        The suspicion.
+    """
+    stack, part, layers = growths[0].stack, growths[0].part, tuple(one.layer for one in growths)
+    mean = Intervention("mean-head", stack, layers[0], part=part, also=layers[1:])
+    return Suspicion(
+        claim=f"In {attention_of(growths)} {said}",
+        stack=stack,
+        severity=severity,
+        layers=layers,
+        comparisons=tuple(compared),
+        tests=(Test(mean, expects="no effect", limits=effect_limits()),) if tested else (),
+        exceeded=exceeded,
+    )
 
 
 def _place(slope: Slope) -> tuple[str, str, int]:

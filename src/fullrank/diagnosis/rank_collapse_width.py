@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from fullrank.diagnosis.evidence import Evidence
-from fullrank.diagnosis.failure import Failure, Looked, Suspicion, Test
-from fullrank.diagnosis.intervention import Intervention
-from fullrank.diagnosis.over_contexts import NEEDS_LENGTHS, Growth, growths, span
-from fullrank.diagnosis.thresholds import effect_limits, threshold
+from fullrank.diagnosis.failure import Failure, Looked, Suspicion
+from fullrank.diagnosis.over_contexts import NEEDS_LENGTHS, Growth, growths, span, suspected
+from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Severity
 
 __all__ = ["FAILURE"]
@@ -38,11 +37,11 @@ def _look(evidence: Evidence) -> Looked:
         )
     collapses = _like_random if evidence.weights == "trained" else _beyond_random
     suspicions = []
-    for (stack, part), some in groupby(found, key=lambda one: (one.stack, one.part)):
+    for _, some in groupby(found, key=lambda one: (one.stack, one.part)):
         of_stack = list(some)
         fallen = [one for one in of_stack if collapses(one)]
         if len(fallen) >= threshold("rank-collapse-width.layers") * len(of_stack):
-            suspicions.append(_suspicion(stack, part, fallen, trained=evidence.weights == "trained"))
+            suspicions.append(_suspicion(fallen, trained=evidence.weights == "trained"))
     contexts = found[0].contexts
     clear = (
         f"from {contexts[0]} to {contexts[-1]} tokens the differences between tokens that attention passes on go like "
@@ -74,29 +73,20 @@ def _reference(one: Growth) -> float:
     return random if first is None else min(first, least)
 
 
-def _suspicion(stack: str, part: str, fallen: Sequence[Growth], *, trained: bool) -> Suspicion:
-    layers = tuple(one.layer for one in fallen)
+def _suspicion(fallen: Sequence[Growth], *, trained: bool) -> Suspicion:
     contexts = fallen[0].contexts
     exponents = span([one.together.value for one in fallen])
     last = max(one.size(contexts[-1]) for one in fallen)
-    where = f"{stack} layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-    attention = "attention" if part == "self" else f"{part} attention"
-    claim = (
-        f"In {attention} of {where} the differences between tokens shrink with the context while their mean comes "
-        f"through whole: like context^({exponents}) from {contexts[0]} to {contexts[-1]} tokens (against "
-        f"{_at_first(fallen)}), to at most {last:.2g} of what went in."
-    )
-    mean = Intervention("mean-head", stack, layers[0], part=part, also=layers[1:])
-    test = Test(mean, expects="no effect", limits=effect_limits())
-    return Suspicion(
-        claim=claim,
-        stack=stack,
+    random = threshold("rank-collapse-width.random")
+    return suspected(
+        fallen,
+        f"the differences between tokens shrink with the context while their mean comes through whole: like "
+        f"context^({exponents}) from {contexts[0]} to {contexts[-1]} tokens (against {_at_first(fallen)}), to at most "
+        f"{last:.2g} of what went in.",
+        [one.compared(one.together, one.together_at_first, random) for one in fallen],
         severity=Severity.WARN if trained else Severity.NOTE,
-        layers=layers,
-        comparisons=tuple(
-            one.compared(one.together, one.together_at_first, threshold("rank-collapse-width.random")) for one in fallen
-        ),
-        tests=(test,) if trained else (),
+        tested=trained,
+        exceeded=all(one.together_at_first is not None for one in fallen),
     )
 
 

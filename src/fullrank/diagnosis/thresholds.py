@@ -262,6 +262,13 @@ _ALL: Final = (
         "ten times the context makes eight times the effective keys: hardly a key that is added is left out",
     ),
     Threshold(
+        "context-dilution.loss",
+        0.01,
+        "nats per doubling of the context",
+        "a hundredth of a nat is within the noise of the last steps of a run; a loss that falls by more makes use of "
+        "what is added",
+    ),
+    Threshold(
         "context-dilution.layers",
         0.5,
         "share of the layers",
