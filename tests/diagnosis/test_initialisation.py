@@ -258,6 +258,34 @@ def test_on_a_gpu_the_reference_is_drawn_there_and_its_random_state_is_as_it_was
     assert free_memory(torch.device("cuda")) > 2**20
 
 
+def test_a_copy_goes_to_where_random_state_is_kept_before_it_is_reset_and_back_afterwards(monkeypatch):
+    done = []
+
+    class Draws(nn.Linear):
+        def to(self, *given, **named):
+            raise AssertionError("the whole copy is moved")
+
+        def reset_parameters(self):
+            done.append("drawn")
+            super().reset_parameters()
+
+    class Whole(nn.Sequential):
+        def to(self, place):
+            done.append(str(place))
+            return nn.Module.to(self, place)
+
+    model = Whole(Draws(8, 8), nn.LayerNorm(8), Draws(8, 8))
+    expected = reinitialised(model, seed=1).model
+    done.clear()
+    reinitialised(model, seed=1)
+    assert done == ["drawn", "drawn"]  # nothing is moved where both are one
+    done.clear()
+    monkeypatch.setattr(initialisation, "_place", lambda device: torch.device("cpu", 0))  # by another name
+    found = reinitialised(model, seed=1).model
+    assert done == ["cpu:0", "drawn", "drawn", "cpu"]
+    assert alike(found, expected)
+
+
 @pytest.mark.gpu
 def test_a_copy_is_reset_on_the_cpu_where_the_random_state_of_its_device_is_not_kept(monkeypatch):
     """As on MPS and XPU; here CUDA stands for them."""

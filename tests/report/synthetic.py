@@ -109,6 +109,7 @@ def report(
         "dtype": "float32",
         "device": "cpu",
         "seed": 0,
+        "kernels": "untouched",
         "notes": list(notes),
         "versions": {"python": "3.11.2", "torch": "2.13.0", "fullrank": "0.1.0"},
         "created": "2026-11-22T04:00:00+00:00",

@@ -130,6 +130,7 @@ def test_a_strip_says_how_the_numbers_were_taken(page):
     assert "Trained weights: they were read from a checkpoint." in text
     assert "Compared with: BertModel built anew from its configuration, seed 7919." in text
     assert "Tested by: the change of the loss, of 8 documents." in text
+    assert text.endswith("Kernels untouched.")
 
 
 @pytest.mark.parametrize(

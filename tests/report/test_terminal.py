@@ -30,7 +30,7 @@ def test_it_says_what_was_examined_and_what_to_do_next(encoder):
         "a-small-encoder (BertModel, 22.7 M parameters)",
         "6 blocks, 4 heads, width 384, bidirectional",
         "8 sequences, 1003 tokens, context 16",
-        "float32, cpu, seed 0, 11.3 s",
+        "float32, cpu, kernels untouched, seed 0, 11.3 s",
         "Attention kernel: scaled_dot_product_attention",
         "span_novelty: as many tokens as features",
         "fullrank metrics",

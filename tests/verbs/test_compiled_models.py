@@ -103,6 +103,7 @@ def test_rows_are_those_of_the_eager_model_and_nothing_is_compiled_again(way, ea
     assert report.about["stacks"] == eager.about["stacks"]  # with the names of the blocks
     assert report.about["parameters"] == eager.about["parameters"]
     assert sum("without compilation" in note for note in report.about["notes"]) == 1
+    assert (report.about["kernels"], eager.about["kernels"]) == ("reference path", "untouched")
 
 
 def test_a_model_that_has_not_run_yet_is_not_compiled_by_looking(eager):

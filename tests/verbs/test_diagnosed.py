@@ -305,3 +305,19 @@ def test_verdicts_survive_a_file_and_stand_on_the_page(tmp_path):
     html = report.to_html()
     for verdict in report.verdicts:
         assert verdict.name in html
+
+
+@pytest.mark.parametrize(("own", "named"), [("eager", "softmax"), ("sdpa", "scaled_dot_product_attention")])
+def test_the_report_says_on_which_kernels_the_model_ran_and_that_they_are_its_own(own, named):
+    model = gpt2()
+    model.set_attn_implementation(own)
+    report = examined(model, reference=False)
+    assert [stack["kernel"] for stack in report.about["stacks"]] == [named]
+    assert report.about["kernels"] == "untouched"
+    assert model.config._attn_implementation == own
+
+
+def test_a_model_without_attention_names_no_kernel():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+    report = examined(model, (torch.randn(4, 8, generator=torch.Generator().manual_seed(0)),), reference=False)
+    assert [stack["kernel"] for stack in report.about["stacks"]] == [""]

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import nn
 
-__all__ = ["module_at", "module_names", "reference_path"]
+__all__ = ["COMPILED", "FAST_PATH", "module_at", "module_names", "reference_path"]
 
 FAST_PATH = (
     "reference path: the fused fast path of nn.TransformerEncoder and nn.MultiheadAttention was switched off while "

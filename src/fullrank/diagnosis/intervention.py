@@ -20,7 +20,7 @@ class Intervention:
             `merge-heads`: of each group all heads but the first are dropped, and that one is multiplied instead.
             `mask-sink`: keys of one position are hidden from all other queries, rows renormalised. `stream-means`: the
             stream after a layer is replaced by each sequence's mean token. `deflate-attention`: the leading singular
-            triplet of each head's map is taken out.
+            triplet of each head's map is taken out; no verdict is tested by it, and it is there for use by hand.
         stack: of the model.
         layer: from 1 (for `stream-means` from 0).
         heads: which heads; empty for all.

@@ -42,6 +42,9 @@ class AttentionObserver:
 
     Args:
         summaries: shared with other observers of the same calls, so that the pass over each map is made once.
+
+    Attributes:
+        kernels: by stack, names of the kernels that were called, in the order of their first calls.
     """
 
     needs: frozenset[Signal] = frozenset({"attention"})
@@ -49,11 +52,13 @@ class AttentionObserver:
     def __init__(self, summaries: Summaries | None = None) -> None:
         self._samples = Samples()
         self._summaries = summaries or Summaries()
+        self.kernels: dict[str, dict[str, None]] = {}
 
     def see(self, event: Event) -> None:
         """Reduce one attention call to its numbers."""
         if not isinstance(event, AttentionCall):
             return
+        self.kernels.setdefault(event.stack, {})[event.kernel] = None
         place = Place(event.stack, event.layer, "attention", event.part)
         scopes, summary = self._summaries.of(event)
         sequences, _, _, keys = event.attention.shape
@@ -84,6 +89,8 @@ class AttentionObserver:
     def merge(self, other: Self) -> None:
         """Take in the sequences that another observer saw."""
         self._samples.merge(other._samples)
+        for stack, kernels in other.kernels.items():
+            self.kernels.setdefault(stack, {}).update(kernels)
 
     def _see_distribution(
         self, place: Place, attention: AttentionMap, summary: Summary, columns: Tensor, rows: Tensor, scope: str

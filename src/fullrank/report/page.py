@@ -16,7 +16,7 @@ from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.terminal_diagnosis import KINDS, beside, compared, effect_words, named_once, weights_look
 from fullrank.report.trends import counted, steepest
-from fullrank.report.wording import examined, model_title, number, row_notes, scope_words
+from fullrank.report.wording import examined, kernel_words, model_title, number, row_notes, scope_words
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -87,6 +87,7 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
                 "label": label,
                 "model": model_title(report.about),
                 "facts": examined(report.about),
+                "kernels": kernel_words(report.about),
                 "notes": [*map(str, report.about.get("notes") or []), *remarks(report.rows)],
                 "row_notes": row_notes(report.rows),
                 "tables": tables,

@@ -10,7 +10,17 @@ from typing import Any
 
 from fullrank.table import Row, without_context
 
-__all__ = ["at_floor", "evidence", "examined", "model_title", "number", "row_notes", "scope_words", "weights_words"]
+__all__ = [
+    "at_floor",
+    "evidence",
+    "examined",
+    "kernel_words",
+    "model_title",
+    "number",
+    "row_notes",
+    "scope_words",
+    "weights_words",
+]
 
 MISSING = "–"
 
@@ -115,6 +125,12 @@ def weights_words(fresh: Any) -> str:
     return "" if fresh is None else "freshly initialised" if fresh else "as loaded"
 
 
+def kernel_words(about: Mapping[str, Any]) -> str:
+    """Whether the model ran on its own kernels while it was looked at; empty where nobody said."""
+    found = about.get("kernels")
+    return "" if not found else f"kernels {found}" if found == "untouched" else f"kernels on a {found} (see the notes)"
+
+
 def _model(about: Mapping[str, Any]) -> str:
     said = [str(about["architecture"])] if about.get("architecture") else []
     if about.get("parameters"):
@@ -148,6 +164,8 @@ def _input(given: Mapping[str, Any]) -> str:
 
 def _run(about: Mapping[str, Any]) -> str:
     said = [str(about[name]) for name in ("dtype", "device") if about.get(name)]
+    if about.get("kernels"):
+        said.append(kernel_words(about))
     if about.get("seed") is not None:
         said.append(f"seed {about['seed']}")
     if about.get("seconds") is not None:

@@ -12,8 +12,9 @@ import torch
 from fullrank.capture import Anatomy
 from fullrank.capture.events import Observer
 from fullrank.capture.held import held
+from fullrank.capture.reference import COMPILED, FAST_PATH
 from fullrank.capture.wrappers import class_name
-from fullrank.measure import SpectrumObserver, StreamObserver, gaussian_nulls
+from fullrank.measure import AttentionObserver, SpectrumObserver, StreamObserver, gaussian_nulls
 from fullrank.report import HeadSpectrum
 from fullrank.spec import Inputs, Subject
 from fullrank.verbs.batches import Call
@@ -47,12 +48,31 @@ def about(
     anatomy: Anatomy,
     notes: list[str],
     ranks: Ranks,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
-    """The report's `about`, but for what only the whole run knows (nulls, seed, seconds)."""
+    """The report's `about`, but for what only the whole run knows (nulls, seed, seconds).
+
+    `kernels` says whether the model ran on its own path: `untouched`, or `reference path` where the notes tell of
+    another one; each stack has the names of the attention kernels that were called.
+
+    Args:
+        subject: the model.
+        given: its inputs, where they are the package's own.
+        calls: what it was called with.
+        anatomy: its stacks.
+        notes: sentences for the reader.
+        ranks: the processes that examine it.
+        observers: of attention, which know the kernels.
+
+    Returns:
+        Text, numbers and lists.
+    """
     model = subject.model
     said = [*subject.notes, *held(model), *notes, *_of_the_batch(calls)]
     parts = ranks.gathered((sum(call.sequences for call in calls), _sum(given.tokens if given else None, calls), said))
     tokens = [count for _, count, _ in parts]
+    told = list(dict.fromkeys(note for _, _, theirs in parts for note in theirs))
+    kernels = next((one.kernels for one in observers if isinstance(one, AttentionObserver)), {})
     description = given.description if given else "the batch that was passed"
     return {
         "model": subject.name,
@@ -67,6 +87,7 @@ def about(
                 "width": stack.width,
                 "causal": stack.causal,
                 "path": stack.paths[0] if stack.paths else "",
+                "kernel": ", ".join(kernels.get(stack.name, {})),
             }
             for stack in anatomy.stacks
         ],
@@ -78,7 +99,8 @@ def about(
         },
         "dtype": str(subject.dtype).removeprefix("torch."),
         "device": str(subject.device),
-        "notes": list(dict.fromkeys(note for _, _, theirs in parts for note in theirs)),
+        "kernels": "reference path" if {COMPILED, FAST_PATH} & set(told) else "untouched",
+        "notes": told,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

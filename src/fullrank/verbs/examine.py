@@ -177,7 +177,7 @@ def examine(
         contexts=lengths,
         closing=given.closing if given else 0,
     )
-    told = about(subject, given, calls, anatomy, [*notes, *drawn.notes], ranks) | {
+    told = about(subject, given, calls, anatomy, [*notes, *drawn.notes], ranks, observers) | {
         "nulls": null_values(anatomy, observers, seed),
         "seed": seed,
     }
