@@ -1,0 +1,224 @@
+r"""Two failure modes of deep transformers: the (q, p) map (Giorlandino and Goldt, arXiv 2505.24333).
+
+A mean-field theory of a transformer at initialisation. Two numbers follow the stream through every block: q, the mean
+square of the entries of a token, and p, the mean product of the entries of two tokens; ρ = p/q is `similarity`. Below
+the transition of the random energy model attention averages and ρ grows to 1 (rank collapse, kept off by the
+residual); above it each query attends to few keys (entropy collapse, which no residual repairs).
+
+Here beside the paper's limit T → ∞: finite contexts (Y₂ and row overlaps of `random_energy`), causal masks by classes
+of positions, pre-, peri-, post-norm and none, any activation of `activations`, gated MLPs, grouped queries, normed
+queries and keys, parallel blocks. The paper's symbols: $\alpha_{SA}, \alpha_{MLP}$ are `attention_skip`, `mlp_skip`;
+$\sigma_v^2$ is `value_gain`; $\beta$ is `gauge` for tokens of rms 1; $\sigma_b^2$ the squares of the `std_bias_…`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fullrank.architecture import Architecture
+from fullrank.table import Row
+from fullrank.theory.activations import ACTIVATIONS
+from fullrank.theory.assumption import Assumption
+from fullrank.theory.giorlandino_goldt_course import Layer, everywhere, late, layers
+from fullrank.theory.giorlandino_goldt_map import Attended, BlockMap
+from fullrank.theory.giorlandino_goldt_parameters import parameters_of
+from fullrank.theory.random_energy import row_entropy
+from fullrank.theory.theory import theory
+
+__all__ = ["attention_limit", "cosine_map", "critical_beta", "giorlandino_goldt"]
+
+Array = NDArray[np.float64]
+
+SOURCE = "theory:giorlandino_goldt"
+
+
+# ------------------------------------------------------------ the paper's limit
+
+
+def critical_beta(q: ArrayLike, p: ArrayLike) -> Array:
+    r"""$\beta_c = \sqrt{2/(q(q-p))}$: above it attention condenses on few keys as T → ∞.
+
+    β is the gauge of tokens of rms 1: logit variance $\beta^2q^2\log T$. At finite T the first effects show at half of
+    it. ∞ where q = p. Source: arXiv 2505.24333, v3.
+
+    Args:
+        q: mean square of the entries of a token, > 0.
+        p: mean product of the entries of two tokens, ≤ q.
+
+    Returns:
+        β_c, of the broadcast shape; √2 at q = 1, p = 0.
+    """
+    q, p = np.asarray(q, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.sqrt(2 / (q * np.maximum(q - p, 0.0))))
+
+
+def attention_limit(q: ArrayLike, p: ArrayLike, Y2: ArrayLike, *, value_gain: ArrayLike = 1.0) -> tuple[Array, Array]:
+    r"""$q_S = \sigma_v^2[p + (q-p)Y_2]$, $p_S = \sigma_v^2p$ (Result 1), of attention over infinitely many tokens.
+
+    Args:
+        q: mean square of the entries of a token.
+        p: mean product of the entries of two tokens.
+        Y2: E Σ_s A_ts², $\max(0, 1 - \beta_c/\beta)$ in the limit.
+        value_gain: σ_v².
+
+    Returns:
+        q and p of what attention writes.
+    """
+    q, p, Y2, gain = (np.asarray(one, dtype=np.float64) for one in (q, p, Y2, value_gain))
+    return np.asarray(gain * (p + (q - p) * Y2)), np.asarray(gain * p)
+
+
+def cosine_map(rho: ArrayLike, beta: ArrayLike) -> Array:
+    r"""$\Phi_S(\rho) = \rho/[(1-\rho)Y_2 + \rho]$: token cosine after attention alone, at q = 1 and T → ∞.
+
+    1 below $\beta_c = \sqrt{2/(1-\rho)}$, where attention averages; $\rho/(1-\sqrt{2(1-\rho)}/\beta)$ above.
+
+    Args:
+        rho: ρ in (0, 1].
+        beta: β.
+
+    Returns:
+        Φ, of the broadcast shape.
+    """
+    rho, beta = np.asarray(rho, dtype=np.float64), np.asarray(beta, dtype=np.float64)
+    Y2 = np.maximum(0.0, 1 - critical_beta(1.0, rho) / np.maximum(beta, 1e-300))
+    q, p = attention_limit(1.0, rho, Y2)
+    return np.asarray(np.divide(p, q, out=np.zeros(np.broadcast_shapes(p.shape, q.shape)), where=q > 0))
+
+
+# ------------------------------------------------------------ the theory
+
+
+def _windowed(architecture: Architecture) -> float:
+    return min(1.0, math.sqrt(architecture.visible / (architecture.context * _seen(architecture))))
+
+
+def _seen(architecture: Architecture) -> float:
+    return 0.75 if architecture.mask == "causal" else 1.0
+
+
+_ASSUMES = (
+    Assumption(
+        "the activation's Gaussian moments are known",
+        lambda one: 1.0 if one.activation in ACTIVATIONS or not one.mlp_width else 0.0,
+        "the moments of its activation, {activation}, are not known",
+    ),
+    Assumption(
+        "norms act on one token at a time",
+        lambda one: 0.0 if one.norm == "batchnorm" else 1.0,
+        "its norm is taken over the batch, the map's over one token",
+    ),
+    Assumption(
+        "branches are normed, so that sizes stay bounded",
+        lambda one: 0.8 if one.placement == "none" else 1.0,
+        "it has no norm",
+    ),
+    Assumption(
+        "the stream is wide: fluctuations between draws fall like 1/√width",
+        lambda one: one.width / (one.width + 8.0),
+        "its width is {width}",
+    ),
+    Assumption(
+        "heads are wide: logits of a head are Gaussian and keys alike",
+        lambda one: float(one.head_width or 1) / (float(one.head_width or 1) + 2.0),
+        "its heads are {head_width} wide",
+    ),
+    Assumption(
+        "there are many tokens, their pairs alike",
+        lambda one: one.context / (one.context + 4.0),
+        "its context is {context}",
+    ),
+    Assumption("every key before a query, or every key, is seen", _windowed, "its window is {window}"),
+    Assumption(
+        "logits depend on positions through tokens alone",
+        lambda one: {"alibi": 0.7, "relative": 0.8}.get(one.positions, 1.0),
+        "its positions are {positions}",
+    ),
+)
+
+
+@theory(
+    "giorlandino_goldt",
+    title="mean-field (q, p) map of attention, norms and MLP (arXiv 2505.24333)",
+    assumes=_ASSUMES,
+    gives=(
+        "similarity",
+        "residual",
+        "rms",
+        "token_energy",
+        "inverse_participation",
+        "normalized_entropy",
+        "logit_std",
+        "log_context_gauge",
+    ),
+)
+def giorlandino_goldt(architecture: Architecture) -> list[Row]:
+    """Rows of the stream and of attention, layer by layer, at the scopes that `examine` gives them.
+
+    Args:
+        architecture: of which model.
+
+    Returns:
+        States `out` from layer 0 and `mid` from 1, over all tokens and, where attention is causal, over late ones;
+        attention `self` as the mean over heads (head None), which are alike in law.
+    """
+    block = BlockMap.of(parameters_of(architecture))
+    rows: list[Row] = []
+    for number, layer in enumerate(layers(block)):
+        rows += _rows(architecture, block, number, layer)
+    return rows
+
+
+def _rows(architecture: Architecture, block: BlockMap, number: int, layer: Layer) -> Iterator[Row]:
+    causal = architecture.mask == "causal"
+    states = (
+        [("out", layer.out)] if layer.mid is None or architecture.parallel else [("mid", layer.mid), ("out", layer.out)]
+    )
+    for part, state in states:
+        yield from _stream(architecture, number, part, "all", architecture.context, *everywhere(block, state))
+        if causal:
+            half = architecture.context - architecture.context // 2
+            yield from _stream(architecture, number, part, "late", half, *late(block, state))
+    if layer.attended is not None:
+        yield from _attention(architecture, block, number, layer.attended, causal)
+
+
+def _stream(
+    architecture: Architecture, number: int, part: str, scope: str, tokens: int, rho: Array, q: Array
+) -> Iterator[Row]:
+    particular = max(0.0, (1 - 1 / tokens) * (1 - float(rho)))
+    values = {
+        "rms": math.sqrt(float(q)),
+        "similarity": float(rho),
+        "residual": math.sqrt(particular),
+        "token_energy": particular,
+    }
+    for metric, value in values.items():
+        yield _row(architecture, number, "stream", part, scope, metric, value)
+
+
+def _attention(
+    architecture: Architecture, block: BlockMap, number: int, attended: Attended, causal: bool
+) -> Iterator[Row]:
+    s, keys, Y2 = attended
+    log_keys = np.log(np.maximum(keys, 2.0))
+    by_class = {
+        "normalized_entropy": row_entropy(s, keys) / log_keys,
+        "inverse_participation": Y2,
+        "logit_std": s,
+        "log_context_gauge": s / np.sqrt(log_keys),
+    }
+    share = block.positions.share * (keys >= min(32.0, architecture.context / 4))  # the rows that examine counts
+    for metric, values in by_class.items():
+        yield _row(architecture, number, "attention", "self", "all", metric, float(share @ values / share.sum()))
+        if causal:
+            yield _row(architecture, number, "attention", "self", "late", metric, float(values[-1]))
+
+
+def _row(architecture: Architecture, number: int, site: str, part: str, scope: str, metric: str, value: float) -> Row:
+    return Row(architecture.stack, number, site, part, metric, value, scope=scope, n=None, exact=False, source=SOURCE)
