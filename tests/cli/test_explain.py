@@ -75,5 +75,5 @@ def test_json_of_one_is_its_record(fullrank):
 def test_every_threshold_of_a_verdict_is_in_exactly_one_record(fullrank):
     records = json.loads(fullrank("explain", "--json").stdout)
     named = [one["name"] for record in records for one in record["thresholds"]]
-    shared = [name for name in THRESHOLDS if name.split(".")[0] in ("effect", "freshness", "kinds")]
+    shared = [name for name in THRESHOLDS if name.split(".")[0] in ("effect", "freshness", "kinds", "sure")]
     assert sorted(named + shared) == sorted(THRESHOLDS)

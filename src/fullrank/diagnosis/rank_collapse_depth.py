@@ -243,7 +243,9 @@ FAILURE = Failure(
         "In trained weights the stream after the first collapsed layer is replaced by each sequence's mean token (what "
         "each query has seen, where attention is causal). The verdict holds where that changes next to nothing: no "
         "later layer uses what was particular to a token. Fresh weights are held against Gaussian tokens and the "
-        "dtype's rounding, tokens on one line against the directions that they had before the first block."
+        "dtype's rounding. Tokens on one line are held against the directions that they had before the first block "
+        "and at initialisation, and are a warning only where distances of neighbours, channels and the tokens without "
+        "the first ones say so too: one huge token or channel has the same rank."
     ),
     refuted_by="Replacing the stream by its sequence means at that layer changes the loss.",
     command="fullrank examine {model} --verify",
