@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from families_decoders import gemma3n
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, LlamaConfig, LlamaModel, T5Config, T5Model
 
 import fullrank
@@ -263,6 +264,13 @@ def test_a_batch_without_tokens_has_no_contexts():
 
     with pytest.raises(BatchError, match="contexts= cuts sequences of tokens; this batch holds none"):
         examine(Images().eval(), torch.randn(2, 3, 16, 16), contexts=(8, 16))
+
+
+def test_a_stack_whose_stream_cannot_be_read_has_no_rows_by_context_and_says_so():
+    ids = tokens(3, 32) % 50
+    report = fullrank.examine(gemma3n().model.eval(), {"input_ids": ids}, contexts=[8, 32], spectrum=False)
+    assert not [row for row in report.rows if "+context=" in row.scope]
+    assert any("without rows by context" in note for note in report.about["notes"])
 
 
 def test_contexts_beyond_learned_positions_are_refused(tmp_path):

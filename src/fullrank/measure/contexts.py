@@ -167,7 +167,7 @@ class ByPosition:
     @property
     def untouched(self) -> frozenset[str]:
         """Stacks of which nothing was cut at the longest context."""
-        return frozenset(stack for stack, count in self._left.items() if count == len(self.places[stack]))
+        return frozenset(stack for stack, count in self._left.items() if count == len(self.places.get(stack, ())))
 
     def see(self, event: Event) -> None:
         """Cut the event to every context and hand it on."""
