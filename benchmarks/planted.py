@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "capture")]
 
 FROZEN = "Thresholds frozen before the blind half"
-FAMILIES = 60
 WORKERS = 2
 
 
@@ -65,25 +64,6 @@ def blocks(model, cache):
     return blocks_of(of, trained(name, seed, still=still, cache=cache), batch)
 
 
-def family(name):
-    """Warnings and failures of a family of the compatibility table at its default initialisation."""
-    import families
-    import torch
-
-    import fullrank
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        one = families.FAMILIES[name]()
-    one.model.eval()
-    options = {"gradients": True, "weights": True, "spectrum": False, "verify": True}
-    try:
-        found = fullrank.examine(one.model, one.batch, **options).diagnosis
-    except fullrank.FullrankError as error:
-        return name, None, str(error)
-    return name, [(str(v.severity), v.name, v.claim) for v in found.verdicts if v.severity != "note"], ""
-
-
 # ------------------------------------------------------------ the table
 
 
@@ -98,14 +78,6 @@ def models():
                 still = one.layers if one.fault == "frozen_queries" else ()
                 found[one.architecture, one.seed, still] = None
     return list(found)
-
-
-def sampled():
-    """Every k-th family."""
-    import families
-
-    names = sorted(set(families.FAMILIES) - set(families.REFUSED))
-    return names[:: max(1, len(names) // FAMILIES)]
 
 
 def git(*arguments):
@@ -140,22 +112,7 @@ def spearman_lines(found):
     return lines
 
 
-def family_lines(found):
-    seen = [(name, said) for name, said, _ in found if said is not None]
-    failed = [name for name, said in seen if any(severity == "fail" for severity, _, _ in said)]
-    warned = [name for name, said in seen if said]
-    most = max(len(said) for _, said in seen)
-    lines = [
-        f"{len(seen)} families of the compatibility table at their default initialisation: {len(failed)} with a "
-        f"failure, {len(warned)} with a warning, no more than {most} each.",
-    ]
-    if warned:
-        lines += ["", *(f"- {name}: {kind} {what}: {claim}" for name, said in seen for kind, what, claim in said)]
-    refused = [f"{name} ({why})" for name, said, why in found if said is None]
-    return [*lines, *(["", f"Not examined: {'; '.join(refused)}."] if refused else [])]
-
-
-def text(outcomes, found, families, seconds):
+def text(outcomes, found, seconds):
     from planted.table import halves_table
 
     lines = [
@@ -186,9 +143,8 @@ def text(outcomes, found, families, seconds):
         "",
         *spearman_lines(found),
         "",
-        "## Default initialisations",
-        "",
-        *family_lines(families),
+        "What is said of every architecture at its default initialisation and of the pretrained encoder is in",
+        "[specificity.md](specificity.md).",
         "",
         f"One case took {seconds:.1f} s on average.",
     ]
@@ -226,9 +182,8 @@ def measured(pool, cache, *, again):
     over(train, models(), cache=cache)
     outcomes = {half: kept(half, lambda half=half: over(case, cases(half), cache=cache)) for half in HALVES}
     found = kept("blocks", lambda: [one for of in over(blocks, models(), cache=cache) for one in of])
-    families = kept("families", lambda: over(family, sampled()))
     seconds = [one.seconds for of in outcomes.values() for one in of]
-    return outcomes, found, families, sum(seconds) / len(seconds)
+    return outcomes, found, sum(seconds) / len(seconds)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,13 @@ def quiet():
 
 
 def examine(one, cache):
-    from healthy.examining import examined
+    """What is said of a model, or what examine stumbled over."""
+    from healthy.examining import Outcome, examined
 
-    return examined(one, cache)
+    try:
+        return examined(one, cache)
+    except Exception as error:  # noqa: BLE001 - one model must not take the others with it
+        return Outcome(one.kind, one.name, refused=f"FAILED: {type(error).__name__}: {error}".splitlines()[0])
 
 
 def train(model, cache):
