@@ -111,3 +111,19 @@ def test_a_line_has_dimension_one(generator):
     assert metrics.intrinsic_dimension(X) == pytest.approx(1, abs=0.15)
     assert metrics.intrinsic_dimension(X, scale=16) == pytest.approx(1, abs=0.1)
     assert math.isfinite(metrics.intrinsic_dimension(X, points=50))
+
+
+def test_neighbours_at_hand_change_no_number(generator):
+    X = torch.randn(3, 40, 8, generator=generator)
+    Y = X + 0.5 * torch.randn(3, 40, 8, generator=generator)
+    X[2, 5] = X[2, 9]  # exact duplicates leave the cloud, and their neighbours are then others
+    mask = torch.arange(40) < torch.tensor([[40], [25], [31]])
+    near, before = metrics.nearest_neighbours(X, mask, 2), metrics.nearest_neighbours(Y, mask, 2)
+    expected = metrics.intrinsic_dimension(X, mask)
+    torch.testing.assert_close(metrics.intrinsic_dimension(X, mask, neighbours=near), expected, rtol=1e-9, atol=0)
+    wrong = metrics.intrinsic_dimension(X, mask, neighbours=before)
+    assert (wrong[:2] != expected[:2]).all()  # they are read where nothing stands twice
+    assert wrong[2] == expected[2]
+    found = metrics.neighbourhood_overlap(X, Y, mask, neighbours=(near, before))
+    assert torch.equal(found, metrics.neighbourhood_overlap(X, Y, mask))
+    assert not torch.equal(found, metrics.neighbourhood_overlap(X, Y, mask, neighbours=(near, near)))

@@ -20,6 +20,7 @@ from fullrank.table import Row
 
 __all__ = ["StackShape", "StreamObserver"]
 
+_NEIGHBOURS = 2  # of a token: taken once for each state, and read by two metrics and by the next state
 _POINTS = 512  # metrics of all pairs of tokens look at no more query tokens than this
 _FEW = "needs at least two real tokens in the scope"
 _NO_RANK = "no rank: fewer than two real tokens in the scope, or no difference between them that the dtype can hold"
@@ -31,6 +32,7 @@ class _Trail:
 
     first: Tensor
     previous: Tensor
+    near: metrics.Neighbours  # of the previous state
     basis: Tensor | None  # of the first state's row space; None where that may be everything
 
 
@@ -92,8 +94,10 @@ class StreamObserver:
             if event.layer == 0:
                 self._counts.setdefault(event.stack, []).append(real.sum(-1))
                 self._widths[event.stack] = X.shape[-1]
-            self._see_shape(place, X, real)
-            self._see_change(place, X, real)
+            rows = metrics.drawn_tokens(X.shape[1], _POINTS, 0, X.device)
+            near = metrics.nearest_neighbours(X, real, _NEIGHBOURS, rows)
+            self._see_shape(place, X, real, near)
+            self._see_change(place, X, real, near)
 
     def rows(self) -> list[Row]:
         """Every number gathered so far."""
@@ -148,7 +152,7 @@ class StreamObserver:
                 value = torch.where(several, value, torch.nan)
                 self._samples.add(place, prefix + name, value, scope=scope, undefined=_NO_RANK, note=note)
 
-    def _see_shape(self, place: Place, X: Tensor, real: Tensor) -> None:
+    def _see_shape(self, place: Place, X: Tensor, real: Tensor, near: metrics.Neighbours) -> None:
         self._standardized.add(place, X, real)
         self._samples.add(place, "channel_entropy", metrics.channel_entropy(X, real))
         self._samples.add(place, "max_to_median", metrics.max_to_median(X, real))
@@ -158,26 +162,30 @@ class StreamObserver:
         self._samples.add(
             place,
             "intrinsic_dimension",
-            metrics.intrinsic_dimension(X, real, points=_POINTS),
+            metrics.intrinsic_dimension(
+                X, real, scale=_NEIGHBOURS, points=_POINTS, neighbours=near if X.shape[1] <= _POINTS else None
+            ),
             exact=X.shape[1] <= _POINTS,
             undefined="needs at least three different tokens",
         )
 
     # -------------------------------------------------- from state to state
 
-    def _see_change(self, place: Place, X: Tensor, real: Tensor) -> None:
+    def _see_change(self, place: Place, X: Tensor, real: Tensor, near: metrics.Neighbours) -> None:
         kept = X.clone()  # the model may add to this tensor in place
         trail = self._trails.get(place.stack)
         if place.layer == 0 or trail is None or trail.previous.shape != X.shape:
             smaller = bool((real.sum(-1) < X.shape[-1]).any())
-            self._trails[place.stack] = _Trail(kept, kept, metrics.row_space(X, real) if smaller else None)
+            self._trails[place.stack] = _Trail(kept, kept, near, metrics.row_space(X, real) if smaller else None)
             return
         self._samples.add(place, "update_share", metrics.update_share(X, trail.previous, real))
         self._samples.add(place, "neighbour_cosine", metrics.neighbour_cosine(X, trail.previous, real))
         self._samples.add(
             place,
             "neighbourhood_overlap",
-            metrics.neighbourhood_overlap(X, trail.previous, real, points=_POINTS),
+            metrics.neighbourhood_overlap(
+                X, trail.previous, real, k=_NEIGHBOURS, points=_POINTS, neighbours=(near, trail.near)
+            ),
             exact=X.shape[1] <= _POINTS,
             undefined="fewer real tokens than neighbours asked for",
         )
@@ -190,7 +198,7 @@ class StreamObserver:
             novelty,
             undefined="as many tokens as features: the row space of the first state is everything",
         )
-        self._trails[place.stack] = _Trail(trail.first, kept, trail.basis)
+        self._trails[place.stack] = _Trail(trail.first, kept, near, trail.basis)
 
 
 def _some(X: Tensor, kept: Tensor, start: int, padded: bool) -> tuple[Tensor, Tensor | None]:

@@ -26,7 +26,13 @@ from fullrank.metrics.batch import (
 from fullrank.metrics.channels import channel_entropy, max_abs, max_abs_position, max_to_median
 from fullrank.metrics.definition import Definition
 from fullrank.metrics.distinct import distinct_at_dtype, row_space, span_novelty
-from fullrank.metrics.geometry import Neighbours, intrinsic_dimension, nearest_neighbours, neighbourhood_overlap
+from fullrank.metrics.geometry import (
+    Neighbours,
+    drawn_tokens,
+    intrinsic_dimension,
+    nearest_neighbours,
+    neighbourhood_overlap,
+)
 from fullrank.metrics.gradients import (
     angle_exponent,
     elasticity,
@@ -122,6 +128,7 @@ __all__ = [
     "conditioning",
     "contrast_gain",
     "distinct_at_dtype",
+    "drawn_tokens",
     "effective_keys",
     "effective_rank",
     "elasticity",

@@ -15,7 +15,7 @@ from torch import Tensor
 from fullrank.errors import BatchError
 from fullrank.metrics.accumulate import real_tokens
 
-__all__ = ["Neighbours", "intrinsic_dimension", "nearest_neighbours", "neighbourhood_overlap"]
+__all__ = ["Neighbours", "drawn_tokens", "intrinsic_dimension", "nearest_neighbours", "neighbourhood_overlap"]
 
 _BLOCK = 1 << 19
 """Distances held at a time."""
@@ -89,6 +89,7 @@ def intrinsic_dimension(
     scale: int = 2,
     points: int | None = None,
     seed: int = 0,
+    neighbours: Neighbours | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Dimension of the cloud of tokens from ratios of neighbour distances, after exact duplicates have been removed.
 
@@ -103,6 +104,7 @@ def intrinsic_dimension(
         scale: n₂, a power of two from 2 on.
         points: how many query tokens to draw; all by default.
         seed: of that draw.
+        neighbours: at least `scale` of every token, where they are at hand and no tokens are drawn.
 
     Returns:
         The dimension, one per sequence, in float64.
@@ -113,16 +115,22 @@ def intrinsic_dimension(
     if scale < 2 or scale & (scale - 1):
         raise BatchError(f"scale={scale} is not a power of two from 2 on.")
     X, real = real_tokens(X, mask)
-    clouds = zip(X.reshape(-1, *X.shape[-2:]), real.reshape(-1, X.shape[-2]), strict=True)
-    found = [_dimension(torch.unique(cloud[kept], dim=0), scale, points, seed) for cloud, kept in clouds]
+    clouds, reals = X.reshape(-1, *X.shape[-2:]), real.reshape(-1, X.shape[-2])
+    known = None if neighbours is None else neighbours.distances.reshape(len(clouds), *neighbours.distances.shape[-2:])
+    found = []
+    for index, (cloud, kept) in enumerate(zip(clouds, reals, strict=True)):
+        near = None if known is None else known[index][kept]
+        found.append(_dimension(cloud[kept], scale, points, seed, near))
     return torch.stack([*found, X.new_zeros((), dtype=torch.float64)])[:-1].reshape(X.shape[:-2])
 
 
-def _dimension(cloud: Tensor, scale: int, points: int | None, seed: int) -> Tensor:
+def _dimension(tokens: Tensor, scale: int, points: int | None, seed: int, r: Tensor | None) -> Tensor:
+    cloud = torch.unique(tokens, dim=0)
     N = cloud.shape[0]
     if scale + 1 > N or not bool(cloud.isfinite().all()):
         return cloud.new_full((), torch.nan, dtype=torch.float64)
-    r = nearest_neighbours(cloud, None, scale, _drawn(N, points, seed, cloud.device)).distances
+    if r is None or len(tokens) > N:  # a token that stands there twice is its own neighbour
+        r = nearest_neighbours(cloud, None, scale, drawn_tokens(N, points, seed, cloud.device)).distances
     log_mu = (r[:, scale - 1] / r[:, scale // 2 - 1]).log()
     if scale == 2:
         return log_mu.numel() / log_mu.sum()
@@ -145,6 +153,7 @@ def neighbourhood_overlap(
     k: int = 2,
     points: int | None = None,
     seed: int = 0,
+    neighbours: tuple[Neighbours, Neighbours] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Share of a token's k nearest neighbours that it keeps from one state to the next, mean over tokens.
 
@@ -159,21 +168,32 @@ def neighbourhood_overlap(
         k: how many neighbours.
         points: how many query tokens to draw (the same in every sequence); all by default.
         seed: of that draw.
+        neighbours: the k nearest in X and in X_previous of the tokens drawn, where they are at hand.
 
     Returns:
         The share, one per sequence, in float64.
     """
     _, real = real_tokens(X, mask)
-    rows = _drawn(real.shape[-1], points, seed, X.device)
-    now = nearest_neighbours(X, mask, k, rows).indices
-    before = nearest_neighbours(X_previous, mask, k, rows).indices
-    kept = (now[..., :, None] == before[..., None, :]).any(-1).sum(-1) / k
+    rows = drawn_tokens(real.shape[-1], points, seed, X.device)
+    now, before = neighbours or (nearest_neighbours(state, mask, k, rows) for state in (X, X_previous))
+    kept = (now.indices[..., :, None] == before.indices[..., None, :]).any(-1).sum(-1) / k
     counted = real[..., rows]
     share = torch.where(counted, kept, 0).sum(-1).double() / counted.sum(-1)
     return torch.where(real.sum(-1) > k, share, torch.nan)
 
 
-def _drawn(tokens: int, points: int | None, seed: int, device: torch.device) -> Tensor:
+def drawn_tokens(tokens: int, points: int | None, seed: int, device: torch.device) -> Int[Tensor, "points"]:
+    """The tokens that are looked at where `points` of them are drawn: all if there are no more, in rising order.
+
+    Args:
+        tokens: how many there are.
+        points: how many are drawn; all for None.
+        seed: of the draw.
+        device: where the indices are wanted.
+
+    Returns:
+        Their indices.
+    """
     if points is None or points >= tokens:
         return torch.arange(tokens, device=device)
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
