@@ -13,15 +13,20 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 # The page is tested in a real browser where there is one; .ci/run installs it and so never leaves these tests out.
 BROWSER := $(shell command -v chromium >/dev/null && command -v chromedriver)
 WITHOUT_BROWSER := $(if $(BROWSER),, and not browser)
+ORDINARY := not slow and not gpu$(WITHOUT_BROWSER)
 
-.PHONY: demo test test-slow test-gpu lint types format clean
+.PHONY: demo test coverage test-slow test-gpu lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fullrank demo --html report.html
 
 test: $(VENV)/.dev lint types
 	$(if $(BROWSER),,@echo "chromium or chromedriver not found: the browser tests are left out")
-	$(PYTEST) -m "not slow and not gpu$(WITHOUT_BROWSER)" --cov --cov-report=term
+	$(PYTEST) -m "$(ORDINARY)"
+
+# apart from `test`: tracing every line doubles the time of the same tests
+coverage: $(VENV)/.dev
+	$(PYTEST) -m "$(ORDINARY)" --cov --cov-report=term
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m "slow and not gpu$(WITHOUT_BROWSER)"
