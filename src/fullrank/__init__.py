@@ -8,15 +8,29 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fullrank.errors import FullrankError
+    from fullrank.architecture import Architecture
+    from fullrank.errors import ArchitectureError, FullrankError
     from fullrank.report import Report, Variants
     from fullrank.table import Row, Table
     from fullrank.verbs.examine import examine
     from fullrank.verbs.examine_each import examine_each
 
-__all__ = ["FullrankError", "Report", "Row", "Table", "Variants", "__version__", "examine", "examine_each"]
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "FullrankError",
+    "Report",
+    "Row",
+    "Table",
+    "Variants",
+    "__version__",
+    "examine",
+    "examine_each",
+]
 
 _HOMES = {
+    "Architecture": "fullrank.architecture",
+    "ArchitectureError": "fullrank.errors",
     "FullrankError": "fullrank.errors",
     "Report": "fullrank.report",
     "Row": "fullrank.table",

@@ -19,7 +19,7 @@ __all__ = ["Activation", "Architecture", "Mask", "Norm", "Placement", "Positions
 
 Activation = Literal["identity", "relu", "gelu", "silu", "tanh"]
 Norm = Literal["layernorm", "rmsnorm", "batchnorm", "none"]
-Placement = Literal["pre", "post", "peri", "none"]
+Placement = Literal["pre", "post", "peri", "res-post", "none"]
 Mask = Literal["full", "causal"]
 Positions = Literal["learned", "sinusoidal", "rotary", "alibi", "relative", "none"]
 
@@ -33,6 +33,7 @@ class Architecture:
     - `pre`: $X \leftarrow s_a X + b_a\,\mathrm{Att}(\mathrm{LN}X)$;
     - `post`: $X \leftarrow \mathrm{LN}(s_a X + b_a\,\mathrm{Att}X)$;
     - `peri`: $X \leftarrow s_a X + b_a\,\mathrm{LN}\,\mathrm{Att}(\mathrm{LN}X)$;
+    - `res-post`: $X \leftarrow s_a X + b_a\,\mathrm{LN}\,\mathrm{Att}X$;
     - `none`: $X \leftarrow s_a X + b_a\,\mathrm{Att}X$,
 
     followed by the same with the MLP, $s_m$ and $b_m$.

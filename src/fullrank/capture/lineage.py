@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["WRITTEN", "Lineage", "Node", "Ref"]
+__all__ = ["BLANK", "WRITTEN", "Lineage", "Node", "Ref"]
 
 _INDEXING = frozenset({"__getitem__", "index_select", "gather", "take_along_dim", "__setitem__", "index_copy"})
 """Their indices say where a value goes, not what it is made of; they are kept, because they are needed to go that way
@@ -21,7 +21,7 @@ again."""
 WRITTEN = "written into a view"
 """Name of the node of a tensor after something was written into a view of it."""
 
-_BLANK = frozenset(
+BLANK = frozenset(
     {
         "zeros_like",
         "ones_like",
@@ -35,7 +35,7 @@ _BLANK = frozenset(
     }
     | {"new_empty", "new_tensor"}
 )
-"""They look at a tensor's shape and at nothing else of it."""
+"""They look at a tensor's shape and at nothing else of it: what is kept of them is the number they fill it with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -93,6 +93,14 @@ class Ref:
         return self.node.shapes[self.index]
 
 
+def _filling(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    place = {"full_like": 1, "new_full": 2}.get(name)
+    if place is None:
+        return {"fill": 1 if "ones" in name else 0} if "zeros" in name or "ones" in name else {}
+    value = kwargs.get("fill_value", args[place] if len(args) > place else None)
+    return {"fill": value} if isinstance(value, int | float) else {}
+
+
 class Lineage:
     """Writes down the functions of one forward.
 
@@ -120,8 +128,8 @@ class Lineage:
             made = [args[0]]
         if name == "__get__":
             name = getattr(getattr(function, "__self__", None), "__name__", name)
-        if name in _BLANK:
-            args, kwargs = (), {}
+        if name in BLANK:
+            args, kwargs = (), _filling(name, args, kwargs) | {"dtype": made[0].dtype}
         keep = name in _INDEXING
         parents: list[Ref] = []
         args = tuple(self._light(value, parents, keep=keep) for value in args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from fullrank.capture.unfound import why_no_blocks
 from fullrank.capture.visits import Attended, CallTree, Group, Visit, groups_of
 from fullrank.errors import ModelError
 
-__all__ = ["survey"]
+__all__ = ["Forward", "survey", "watch"]
 
 PIECES = (
     "attention in {first}{others} is not reported: it is put together from several softmaxes (landmarks, sparse "
@@ -38,6 +38,21 @@ CHAIN = (
     "there are no repeated blocks: the layers of the network are its {layers} layers of weights, each with what "
     "follows it."
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """A forward that was surveyed, as long as somebody wants to follow its calls.
+
+    Attributes:
+        anatomy: what was found.
+        visits: for each stack the calls of its blocks.
+        spans: where in the lineage the calls of all modules lie.
+    """
+
+    anatomy: Anatomy
+    visits: tuple[tuple[Visit, ...], ...]
+    spans: Spans
 
 
 def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = None) -> Anatomy:
@@ -58,6 +73,23 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     Raises:
         ModelError: where no blocks are found, or the named ones are not called.
     """
+    return watch(model, forward, blocks=blocks).anatomy
+
+
+def watch(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = None) -> Forward:
+    """As `survey`, with the lineage of the forward that it ran.
+
+    Args:
+        model: the model that `forward` runs.
+        forward: one forward pass.
+        blocks: as in `survey`.
+
+    Returns:
+        What was found, and where it was found.
+
+    Raises:
+        ModelError: as `survey`.
+    """
     if blocks is not None:
         chosen = named_blocks(model, blocks)
         shared = [Group(nn.ModuleList(), OUTSIDE << (index + 1)) for index in range(len(chosen))]
@@ -65,7 +97,7 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     else:
         groups = groups_of(model)
     notes: list[str] = []
-    tree, spans = _watch(model, forward, groups, notes)
+    tree, spans = _followed(model, forward, groups, notes)
     unique = list({id(group): group for group in groups.values()}.values())
     if blocks is not None:
         stacks = [group.visits for group in unique if group.visits]
@@ -88,12 +120,12 @@ def survey(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None =
     if apart:
         notes.append(PIECES.format(first=apart[0], others=f" and {len(apart) - 1} more" if len(apart) > 1 else ""))
     anatomy = replace(_describe(stacks, notes, bits, model, spans), apart=apart)
-    if chain is None:
-        return anatomy
-    return replace(anatomy, stacks=(replace(anatomy.stacks[0], end=chain[1]),))
+    if chain is not None:
+        anatomy = replace(anatomy, stacks=(replace(anatomy.stacks[0], end=chain[1]),))
+    return Forward(anatomy, tuple(map(tuple, stacks)), spans)
 
 
-def _watch(
+def _followed(
     model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]
 ) -> tuple[CallTree, Spans]:
     masks = MaskReader()

@@ -11,7 +11,7 @@ from fullrank.capture.residual import ADD
 from fullrank.capture.softmax import SOFTMAX
 from fullrank.capture.ways import IDENTITY, MOVES
 
-__all__ = ["Hit", "Region", "carried", "origin"]
+__all__ = ["CARRIED", "Hit", "Region", "carried", "origin"]
 
 _NONLINEAR = frozenset(
     {"relu", "relu_", "gelu", "silu", "silu_", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
@@ -19,7 +19,8 @@ _NONLINEAR = frozenset(
     | {"sigmoid_", "tanh_", "logsigmoid", "prelu", "rrelu", "threshold", "softmax", "quick_gelu", "abs", "glu"}
 )
 _MIXING = frozenset({"cumsum", "cumprod", "logcumsumexp", "conv1d"})
-_CARRIED = IDENTITY | frozenset({"dropout", "dropout_", "alpha_dropout", "feature_dropout"})
+CARRIED = IDENTITY | frozenset({"dropout", "dropout_", "alpha_dropout", "feature_dropout"})
+"""What hands a tensor on as it is."""
 
 
 @dataclass(eq=False)
@@ -174,7 +175,7 @@ def _token_by_token(node: Node) -> bool:
 
 def origin(ref: Ref) -> Ref:
     """The tensor before casts, copies and dropout."""
-    while ref.node.name in _CARRIED and ref.node.parents:
+    while ref.node.name in CARRIED and ref.node.parents:
         ref = ref.node.parents[0]
     return ref
 
@@ -183,7 +184,7 @@ def carried(start: Ref, end: Ref) -> bool:
     """Whether nothing but views, casts, copies and dropout lies between two tensors."""
     ref = end
     while ref.node is not start.node:
-        if ref.node.name not in _CARRIED and ref.node.name not in MOVES:
+        if ref.node.name not in CARRIED and ref.node.name not in MOVES:
             return False
         floating = [parent for parent in ref.node.parents if parent.node.floating]
         if len(floating) != 1:

@@ -12,12 +12,13 @@ from torch import nn
 from fullrank.capture import Anatomy, Recorder, survey
 from fullrank.capture.events import Event, Observer, Signal, StreamState
 from fullrank.capture.finite import first_nonfinite_module, first_nonfinite_parameter
+from fullrank.capture.survey import Forward, watch
 from fullrank.errors import BatchError, FullrankError, NonFiniteError
 from fullrank.table import Row
 from fullrank.verbs.batches import Call
 from fullrank.verbs.ranks import Attempt, Ranks
 
-__all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights", "stretch"]
+__all__ = ["Finite", "Progress", "anatomy_of", "record", "require_finite_weights", "stretch", "watched"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of all that is done, from 0 to 1."""
@@ -56,6 +57,13 @@ def anatomy_of(model: nn.Module, calls: Sequence[Call], ranks: Ranks, *, blocks:
     anatomy = ranks.agree(look)
     ranks.same(anatomy.stacks, "batch: the processes see different blocks; give each a part of the same kind.")
     return anatomy
+
+
+def watched(model: nn.Module, call: Call) -> Forward:
+    """As `anatomy_of`, of one call and with the lineage of its forward."""
+    first = call.for_survey()
+    with _clear_errors(model, first):
+        return watch(model, lambda: first.run(model))
 
 
 def record(
