@@ -3,12 +3,15 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from fullrank.errors import TableError
 from fullrank.report import Report
+from fullrank.report.context import context_figures
+from fullrank.report.series import series_of
 from fullrank.report.steepness import slope_figure
 from fullrank.report.trends import counted, interval, steepest
 from fullrank.report.wording import scope_words
@@ -83,6 +86,19 @@ def test_what_was_not_taken_at_several_contexts_is_refused_by_name(made):
         made.context_figure("entropy", scope="all")
     with pytest.raises(TableError, match="needs one place"):
         made.context_figure("similarity", stack="encoder")
+
+
+def test_a_number_that_is_missing_at_every_context_has_no_figure_and_takes_no_page_with_it(made, tmp_path):
+    missing = [
+        Row("decoder", 4, "stream", "out", "token_loss", None, scope=f"late+context={c}", note="no labels")
+        for c in CONTEXTS
+    ]
+    slope = Slope("decoder", 4, "stream", "out", "token_loss", None, "late", CONTEXTS, 0, *([None] * 8), "no labels")
+    report = replace(made, rows=Table([*made.rows, *missing]), context_slopes=(*made.context_slopes, slope))
+    drawn = {one["metric"] for one in context_figures(series_of((report,), ("",)))}
+    assert drawn
+    assert drawn == {one["metric"] for one in context_figures(series_of((made,), ("",)))}
+    assert "no labels" in report.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_rows_of_one_context_never_come_before_those_of_the_whole(made):

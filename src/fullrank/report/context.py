@@ -34,7 +34,7 @@ def context_figures(series: Sequence[Series]) -> list[dict[str, Any]]:
         keys: dict[tuple[str, Place, str], None] = {}
         for row in one.rows:
             scope, context = without_context(row.scope)
-            if context is not None:
+            if context is not None and row.value is not None:  # of what is missing everywhere the notes tell
                 keys[row.metric, (row.stack, row.site, row.part), scope] = None
         for metric, place, scope in keys:
             name = " · ".join((*((one.label,) if several else ()), _name(place)))
