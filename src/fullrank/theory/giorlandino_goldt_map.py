@@ -7,6 +7,8 @@ tokens of classes i and j (`giorlandino_goldt_positions`): arrays (classes, …)
   means over the keys that are seen, $Y_2(s, n)$ and the overlap O of two rows (`random_energy`) at a standard deviation
   of logits $s = s_1\sqrt{q(\bar q - \bar p)}$. As $T \to \infty$ it is the paper's: $O = 0$,
   $Y_2 = \max(0, 1 - \beta_c/\beta)$.
+  Keys that one query likes also agree along its direction: $s^2(1-Y_2)^3/d$ comes to $Y_2$, and r times as much to O,
+  for rows whose logits correlate by r (of Poisson–Dirichlet weights; exact for small s).
 - MLP: Gaussian moments of the activation (`activations`).
 - Residual: $q \leftarrow s^2q + b^2q'$, alike for p. Norm: $p_{ij} \leftarrow p_{ij}/\sqrt{q_iq_j}$, $q \leftarrow 1$.
 """
@@ -99,8 +101,9 @@ class BlockMap:
         own, other = (np.ones_like(read.q), spread / q_bar) if one.architecture.qk_norm else (read.q, spread)
         s = self._capped(one.logit_std * np.sqrt(own * other))
         Y2, both = self._weights(s, read)
-        q = p_bar[at.diagonal] + spread * Y2
-        p = p_bar + spread[at.first] * both
+        tilt = self._tilt(s, Y2)
+        q = p_bar[at.diagonal] + spread * (Y2 + tilt)
+        p = p_bar + spread[at.first] * (both + self._queries(read) * np.sqrt(tilt[at.first] * tilt[at.second]))
         gain, bias = one.value_gain, one.bias_attention
         keys = 1 / at.inverse + 0 * s
         return Overlaps(gain * q + bias, gain * p + bias), Attended(s, keys, Y2)
@@ -125,10 +128,21 @@ class BlockMap:
             return random_energy.inverse_participation_limit(s / np.sqrt(np.log(one.context))), 0.0
         Y2 = random_energy.inverse_participation(s, 1 / at.inverse)
         i, j = at.first, at.second
-        r = read.p / np.sqrt(read.q[i] * read.q[j])
+        r = self._queries(read)
         gain = np.sqrt(Y2[i] / at.inverse[i] * Y2[j] / at.inverse[j])  # n Y₂, 1 where attention is uniform
         both = random_energy.row_overlap(gain * at.inverse_pair, r, 1 / at.inverse_pair, head_width=one.head_width)
         return Y2, both
+
+    def _queries(self, read: Overlaps) -> Array:
+        """Cosine of two queries of a head, (pairs, …)."""
+        at = self.positions
+        return read.p / np.sqrt(read.q[at.first] * read.q[at.second])
+
+    def _tilt(self, s: Array, Y2: Array) -> Array:
+        """Mean of attended tokens along the query's direction: one of d, so it vanishes as width grows."""
+        if self.tokens == "limit":
+            return 0 * s
+        return np.square(s) * (1 - Y2) ** 3 / self.parameters.width
 
     def _capped(self, s: Array) -> Array:
         cap = self.parameters.architecture.softcap

@@ -27,6 +27,7 @@ class Parameters:
         depth: blocks.
         context: T.
         window: keys seen at most, or None.
+        width: d.
         head_width: d_h.
         correlation: ρ₀.
         input_square: mean square of what the first block is given.
@@ -47,6 +48,7 @@ class Parameters:
     depth: Array
     context: Array
     window: Array | None
+    width: Array
     head_width: Array
     correlation: Array
     input_square: Array
@@ -126,6 +128,7 @@ def _assembled(base: Architecture, shape: tuple[int, ...], varied: dict[str, Arr
         depth=number("depth"),
         context=number("context"),
         window=window,
+        width=width,
         head_width=head_width,
         correlation=number("correlation"),
         input_square=np.square(number("input_rms")),
