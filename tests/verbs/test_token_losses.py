@@ -1,12 +1,14 @@
 """The loss by position: what the model's own logits give, where they are its own loss, and a reason elsewhere."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
+from transformers.utils import logging
 
 import fullrank
 from untouched import changes, everything
@@ -146,3 +148,18 @@ def test_what_looks_both_ways_predicts_no_next_token():
 def test_without_contexts_nothing_is_run_for_it():
     report = fullrank.examine(built(), IDS, spectrum=False, reference=False)
     assert not losses(report)
+
+
+class Talks(GPT2LMHeadModel):
+    """Has something to say wherever it is given labels."""
+
+    def forward(self, *args, **kwargs):
+        if kwargs.get("labels") is not None:
+            logging.get_logger("transformers.models").warning("a word on losses")
+            warnings.warn("another", stacklevel=1)
+        return super().forward(*args, **kwargs)
+
+
+def test_labels_that_nobody_passed_are_not_talked_of(capfd):
+    assert all(row.value for row in losses(examined(built(Talks))).values())
+    assert capfd.readouterr().err == ""

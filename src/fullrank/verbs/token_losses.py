@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -16,6 +18,7 @@ from fullrank.measure.contexts import Reading
 from fullrank.measure.positions import real_or_all
 from fullrank.measure.samples import Place, Samples
 from fullrank.metrics.rows import mean_over_rows
+from fullrank.spec.quiet import quiet
 from fullrank.table import Row
 from fullrank.verbs.batches import Call
 
@@ -114,7 +117,8 @@ def _losses(model: nn.Module, call: Call) -> Tensor | str:
         call = call.part(0, 1) if call.divisible else call
         targets = targets[: call.sequences]
         try:
-            output = replace(call, kwargs={**call.kwargs, "labels": targets}).run(model)
+            with quiet() if "transformers" in sys.modules else nullcontext():  # what nobody asked for is not talked of
+                output = replace(call, kwargs={**call.kwargs, "labels": targets}).run(model)
         except Exception:  # noqa: BLE001 - whatever it raises, it does not take its tokens as labels
             return "the model takes no labels, so that its own loss is not known"
     own, ours = loss_in(output), float(losses[: call.sequences].nanmean())
