@@ -12,6 +12,7 @@ from fullrank.table import Row
 
 __all__ = ["FreedMemory"]
 
+_ALL: frozenset[Signal] = frozenset({"stream", "mid", "read", "attention"})
 _EVERY_BYTES = 1 << 20  # states smaller than this leave nothing worth giving back
 
 
@@ -22,9 +23,13 @@ class FreedMemory:
     are left cannot always be used again: without this a process that examined GPT-2 at 4096 tokens took several times
     the memory that its tensors needed (with it: `benchmarks/examine.md`). Elsewhere than on the CPU under glibc it does
     nothing.
+
+    Args:
+        needs: after which events: those of the observer before it, since others free nothing.
     """
 
-    needs: frozenset[Signal] = frozenset({"stream", "mid", "read", "attention"})
+    def __init__(self, needs: frozenset[Signal] = _ALL) -> None:
+        self.needs = needs
 
     def see(self, event: Event) -> None:
         """Give back what was freed while the event was reduced."""

@@ -125,7 +125,7 @@ def intrinsic_dimension(
 
 
 def _dimension(tokens: Tensor, scale: int, points: int | None, seed: int, r: Tensor | None) -> Tensor:
-    cloud = torch.unique(tokens, dim=0)
+    cloud: Tensor = torch.unique(tokens, dim=0)
     N = cloud.shape[0]
     if scale + 1 > N or not bool(cloud.isfinite().all()):
         return cloud.new_full((), torch.nan, dtype=torch.float64)

@@ -262,4 +262,4 @@ def _observers(
     if not spectrum:
         return [*observers, FreedMemory()]
     # freed memory is given back after each observer, before the next one asks for blocks of other sizes
-    return [one for observer in observers for one in (observer, FreedMemory())]
+    return [one for observer in observers for one in (observer, FreedMemory(observer.needs))]
