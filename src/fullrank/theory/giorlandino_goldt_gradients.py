@@ -3,10 +3,12 @@ r"""Gradients of queries, keys and values at initialisation, below and above the
 giorlandino_goldt (arXiv 2505.24333), Result 2, derived again: with upstream gradients independent between tokens the
 bracket is $\mathbb E[Y_2 - 2Y_3 + Y_2^2]$, for $\delta_{ts} = A_{ts}\,g_t\cdot(v_s - o_t)$ sums to 0 over s. As
 T → ∞ it is $m(1-m)/3$, $m = \beta_c/\beta$, above $\beta_c$ and 0 below: in the phase of rank collapse queries and keys
-have no gradient. At finite T it starts at $(1 - 1/T)/T$, uniform attention's.
+have no gradient. At finite T and width it starts at uniform attention's $1/T + 1/d$.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,18 +20,24 @@ __all__ = ["gradient_bracket", "gradient_bracket_limit", "query_gradient", "valu
 Array = NDArray[np.float64]
 
 
-def gradient_bracket(s: ArrayLike, keys: ArrayLike) -> Array:
-    r"""$\mathbb E[Y_2 - 2Y_3 + Y_2^2]$ of rows of n iid logits of standard deviation s, by quadrature.
+def gradient_bracket(s: ArrayLike, keys: ArrayLike, *, width: ArrayLike = math.inf) -> Array:
+    r"""$\mathbb E[Y_2 - 2Y_3 + Y_2^2] + \mathbb E(1-Y_2)^2/d$ of rows of n iid logits of standard deviation s.
+
+    The first is the paper's, for tokens of equal overlaps. The second, derived here, is what their fluctuations add:
+    values and keys are read off the same tokens, so that along one direction of d the changes of all keys agree. With
+    it uniform attention has $(1-1/n)/n + (1-1/n)^2/d$, the $T + d$ of Noci et al. (arXiv 2206.03126). By quadrature.
 
     Args:
         s: standard deviation of the logits within a row, $\beta\sqrt{q(q-p)\log T}$.
         keys: n.
+        width: d; infinite for the first alone.
 
     Returns:
-        The bracket, in [0, 1/4], of the broadcast shape; (1 − 1/n)/n at s = 0.
+        The bracket, of the broadcast shape.
     """
     Y2, Y3 = (random_energy.participation_moment(order, s, keys) for order in (2, 3))
-    return np.asarray(Y2 - 2 * Y3 + random_energy.participation_variance_moment(s, keys))
+    squared = random_energy.participation_variance_moment(s, keys)
+    return np.asarray(Y2 - 2 * Y3 + squared + (1 - 2 * Y2 + squared) / np.asarray(width, dtype=np.float64))
 
 
 def gradient_bracket_limit(b: ArrayLike) -> Array:
