@@ -1,8 +1,8 @@
 r"""Condensation (arXiv 2510.06954): training from small weights, its two stages and when they begin.
 
 **Assumes** one layer $f(X) = \tanh(\mathrm{softmax}(x_s W_Q W_K^\top X^\top/\sqrt d)\,X W_V W_1)\,W_2$ of the last
-token $x_s$, without skip or norm, the loss $\tfrac1n\sum_i e^{-y_i f(X_i)}$, and weights so small that tanh is linear and
-attention uniform; in the second stage values and readout stand still.
+token $x_s$, without skip or norm, the loss $\tfrac1n\sum_i e^{-y_i f(X_i)}$, and weights so small that tanh is linear
+and attention uniform; in the second stage values and readout stand still.
 
 **Symbols.** $n$ sequences of $s$ tokens of width $d$ in `tokens` of shape (n, s, d), $y$ `labels` (±1),
 $r = W_V W_1 W_2$ `readout` of shape (d,), $F$ `data_matrix`, $\delta$ the size of $W_Q, W_K$ when the plateau begins.
