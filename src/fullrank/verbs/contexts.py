@@ -101,7 +101,8 @@ class ContextPlan:
             Rows, slopes and notes; nothing where no contexts were asked for.
         """
         readings, notes = self.readings(model, observers, tell)
-        predicting = [stack for stack in self.anatomy.stacks if _causal(stack)] if self.contexts else []
+        seen = {name for reading in readings for name in reading.stacks}
+        predicting = [stack for stack in self.anatomy.stacks if stack.name in seen and _causal(stack)]
         if len(predicting) == 1:
             tell("the loss by position", 1.0)
             readings += loss_readings(model, self.calls, predicting[0], self.contexts)
