@@ -241,3 +241,13 @@ def test_fit_ranks_before_measuring_and_batch_norm_is_left_out():
     batch = drawn(64, norm="batchnorm")
     assert giorlandino_goldt.fit(batch) == 0
     assert giorlandino_goldt.reasons(batch) == ("its norm is taken over the batch, the map's over one token",)
+
+
+def test_the_error_of_the_first_correlation_is_carried_through_the_layers():
+    one = drawn(64, mask="causal", depth=3, correlation=0.2)
+    uncertain = giorlandino_goldt.rows(one.with_(correlation_stderr=0.01))
+    moved = giorlandino_goldt.rows(one.with_(correlation=0.21))
+    for row, other, certain in zip(uncertain, moved, giorlandino_goldt.rows(one), strict=True):
+        assert row.value == pytest.approx(certain.value)
+        assert certain.stderr is None
+        assert (row.stderr or 0.0) == pytest.approx(abs(other.value - row.value), abs=1e-12)

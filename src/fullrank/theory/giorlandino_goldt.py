@@ -23,7 +23,7 @@ from fullrank.architecture import Architecture
 from fullrank.table import Row
 from fullrank.theory.activations import ACTIVATIONS
 from fullrank.theory.assumption import Assumption
-from fullrank.theory.giorlandino_goldt_course import Layer, everywhere, late, layers
+from fullrank.theory.giorlandino_goldt_course import Layer, Summary, everywhere, late, layers
 from fullrank.theory.giorlandino_goldt_map import Attended, BlockMap
 from fullrank.theory.giorlandino_goldt_parameters import parameters_of
 from fullrank.theory.random_energy import row_entropy
@@ -165,46 +165,43 @@ def giorlandino_goldt(architecture: Architecture) -> list[Row]:
 
     Returns:
         States `out` from layer 0 and `mid` from 1, over all tokens and, where attention is causal, over late ones;
-        attention `self` as the mean over heads (head None), which are alike in law.
+        attention `self` as the mean over heads (head None), which are alike in law. The standard error is how far a
+        number moves where ρ₀ moves by its own.
     """
-    block = BlockMap.of(parameters_of(architecture))
-    rows: list[Row] = []
-    for number, layer in enumerate(layers(block)):
-        rows += _rows(architecture, block, number, layer)
-    return rows
-
-
-def _rows(architecture: Architecture, block: BlockMap, number: int, layer: Layer) -> Iterator[Row]:
-    causal = architecture.mask == "causal"
-    states = (
-        [("out", layer.out)] if layer.mid is None or architecture.parallel else [("mid", layer.mid), ("out", layer.out)]
+    correlation, error = architecture.correlation, architecture.correlation_stderr
+    moved = correlation + error if correlation + error <= 1 else correlation - error
+    block = BlockMap.of(
+        parameters_of(architecture, correlation=np.array([correlation, moved] if error else [correlation]))
     )
+    return [row for number, layer in enumerate(layers(block)) for row in _rows(block, number, layer)]
+
+
+def _rows(block: BlockMap, number: int, layer: Layer) -> Iterator[Row]:
+    architecture = block.parameters.architecture
+    tokens, causal = architecture.context, architecture.mask == "causal"
+    states = [("out", layer.out)]
+    if layer.mid is not None and not architecture.parallel:
+        states.insert(0, ("mid", layer.mid))
     for part, state in states:
-        yield from _stream(architecture, number, part, "all", architecture.context, *everywhere(block, state))
+        found = {"all": _stream(everywhere(block, state), tokens)}
         if causal:
-            half = architecture.context - architecture.context // 2
-            yield from _stream(architecture, number, part, "late", half, *late(block, state))
+            found["late"] = _stream(late(block, state), tokens - tokens // 2)
+        yield from _made(architecture, number, "stream", part, found)
     if layer.attended is not None:
-        yield from _attention(architecture, block, number, layer.attended, causal)
+        yield from _made(architecture, number, "attention", "self", _attention(block, layer.attended))
 
 
-def _stream(
-    architecture: Architecture, number: int, part: str, scope: str, tokens: int, rho: Array, q: Array
-) -> Iterator[Row]:
-    particular = max(0.0, (1 - 1 / tokens) * (1 - float(rho)))
-    values = {
-        "rms": math.sqrt(float(q)),
-        "similarity": float(rho),
-        "residual": math.sqrt(particular),
+def _stream(tokens: Summary, count: int) -> dict[str, Array]:
+    particular = np.maximum((1 - 1 / count) * (1 - tokens.shared), 0.0)
+    return {
+        "rms": np.sqrt(tokens.q),
+        "similarity": tokens.similarity,
+        "residual": np.sqrt(particular),
         "token_energy": particular,
     }
-    for metric, value in values.items():
-        yield _row(architecture, number, "stream", part, scope, metric, value)
 
 
-def _attention(
-    architecture: Architecture, block: BlockMap, number: int, attended: Attended, causal: bool
-) -> Iterator[Row]:
+def _attention(block: BlockMap, attended: Attended) -> dict[str, dict[str, Array]]:
     s, keys, Y2 = attended
     log_keys = np.log(np.maximum(keys, 2.0))
     by_class = {
@@ -213,12 +210,31 @@ def _attention(
         "logit_std": s,
         "log_context_gauge": s / np.sqrt(log_keys),
     }
-    share = block.positions.share * (keys >= min(32.0, architecture.context / 4))  # the rows that examine counts
-    for metric, values in by_class.items():
-        yield _row(architecture, number, "attention", "self", "all", metric, float(share @ values / share.sum()))
-        if causal:
-            yield _row(architecture, number, "attention", "self", "late", metric, float(values[-1]))
+    architecture = block.parameters.architecture
+    share = block.positions.share * (keys[:, 0] >= min(32.0, architecture.context / 4))  # rows that examine counts
+    share = share / share.sum()
+    found = {"all": {metric: share @ values for metric, values in by_class.items()}}
+    if architecture.mask == "causal":
+        found["late"] = {metric: values[-1] for metric, values in by_class.items()}
+    return found
 
 
-def _row(architecture: Architecture, number: int, site: str, part: str, scope: str, metric: str, value: float) -> Row:
-    return Row(architecture.stack, number, site, part, metric, value, scope=scope, n=None, exact=False, source=SOURCE)
+def _made(
+    architecture: Architecture, number: int, site: str, part: str, found: dict[str, dict[str, Array]]
+) -> Iterator[Row]:
+    for scope, values in found.items():
+        for metric, value in values.items():
+            error = abs(float(value[-1] - value[0])) or None
+            yield Row(
+                architecture.stack,
+                number,
+                site,
+                part,
+                metric,
+                float(value[0]),
+                scope=scope,
+                stderr=error,
+                n=None,
+                exact=False,
+                source=SOURCE,
+            )

@@ -16,7 +16,7 @@ from fullrank.architecture import Architecture
 from fullrank.theory.giorlandino_goldt_map import Attended, BlockMap, Overlaps, Tokens
 from fullrank.theory.giorlandino_goldt_parameters import parameters_of
 
-__all__ = ["Course", "Layer", "course", "final", "layers"]
+__all__ = ["Course", "Layer", "Summary", "course", "everywhere", "final", "late", "layers"]
 
 Array = NDArray[np.float64]
 
@@ -32,6 +32,14 @@ class Course:
 
     similarity: Array
     q: Array
+
+
+class Summary(NamedTuple):
+    """Of some tokens: mean cosine, mean square of entries, and the share of it that two of them have in common."""
+
+    similarity: Array
+    q: Array
+    shared: Array
 
 
 class Layer(NamedTuple):
@@ -75,8 +83,8 @@ def final(architecture: Architecture, *, tokens: Tokens = "finite", **fields: An
     depth = block.parameters.depth
     rho = q = np.zeros(block.parameters.shape)
     for number, layer in enumerate(layers(block)):
-        now_rho, now_q = late(block, layer.out)
-        rho, q = np.where(number <= depth, now_rho, rho), np.where(number <= depth, now_q, q)
+        now = late(block, layer.out)
+        rho, q = np.where(number <= depth, now.similarity, rho), np.where(number <= depth, now.q, q)
     return Course(rho, q)
 
 
@@ -89,15 +97,17 @@ def layers(block: BlockMap) -> Iterator[Layer]:
         yield Layer(state, middle, attended)
 
 
-def late(block: BlockMap, state: Overlaps) -> tuple[Array, Array]:
-    """ρ and q of the last class of positions: late tokens, or all where attention is full."""
-    rho = state.p[-1] / np.maximum(state.q[-1], 1e-300)
-    return np.minimum(rho, 1.0), state.q[-1]
+def late(block: BlockMap, state: Overlaps) -> Summary:
+    """Of the last class of positions: late tokens, or all where attention is full."""
+    rho = np.minimum(state.p[-1] / np.maximum(state.q[-1], 1e-300), 1.0)
+    return Summary(rho, state.q[-1], rho)
 
 
-def everywhere(block: BlockMap, state: Overlaps) -> tuple[Array, Array]:
-    """ρ and q of all tokens of the sequence."""
+def everywhere(block: BlockMap, state: Overlaps) -> Summary:
+    """Of all tokens of the sequence."""
     at = block.positions
     pairs = at.share[at.first] * at.share[at.second] * np.where(at.first == at.second, 1, 2)
     rho = state.p / np.sqrt(np.maximum(state.q[at.first] * state.q[at.second], 1e-300))
-    return np.minimum(np.tensordot(pairs, rho, 1), 1.0), np.tensordot(at.share, state.q, 1)
+    q = np.tensordot(at.share, state.q, 1)
+    shared = np.tensordot(pairs, state.p, 1) / np.maximum(q, 1e-300)
+    return Summary(np.minimum(np.tensordot(pairs, rho, 1), 1.0), q, np.minimum(shared, 1.0))

@@ -88,11 +88,11 @@ def query_gradient(
     Returns:
         Mean squared Frobenius norm, of the broadcast shape.
     """
-    q, p, d = (np.asarray(one, dtype=np.float64) for one in (q, p, width))
-    d_h = d if head_width is None else np.asarray(head_width, dtype=np.float64)
-    tau = d_h**-0.5 if logit_scale is None else np.asarray(logit_scale, dtype=np.float64)
-    keys, values = (d_h * d * np.square(one) * (q - p) for one in (std_key, std_value))
-    return np.asarray(np.asarray(tokens) * d * q * np.square(tau) * keys * values * upstream * bracket)
+    q, p, d, T, g2, bracket = (_array(one) for one in (q, p, width, tokens, upstream, bracket))
+    d_h = d if head_width is None else _array(head_width)
+    tau = d_h**-0.5 if logit_scale is None else _array(logit_scale)
+    keys, values = (d_h * d * np.square(_array(one)) * (q - p) for one in (std_key, std_value))
+    return np.asarray(T * d * q * np.square(tau) * keys * values * g2 * bracket)
 
 
 def value_gradient(
@@ -119,6 +119,10 @@ def value_gradient(
     Returns:
         Mean squared Frobenius norm, of the broadcast shape.
     """
-    q, p, Y2 = (np.asarray(one, dtype=np.float64) for one in (q, p, Y2))
-    d_h = width if head_width is None else head_width
-    return np.asarray(np.asarray(tokens) * np.asarray(d_h) * width * upstream * (p + (q - p) * Y2))
+    q, p, Y2, d, T, g2 = (_array(one) for one in (q, p, Y2, width, tokens, upstream))
+    d_h = d if head_width is None else _array(head_width)
+    return np.asarray(T * d_h * d * g2 * (p + (q - p) * Y2))
+
+
+def _array(value: ArrayLike) -> Array:
+    return np.asarray(value, dtype=np.float64)

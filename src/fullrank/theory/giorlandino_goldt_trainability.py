@@ -59,8 +59,8 @@ def phases(architecture: Architecture, *, collapsed: float = 0.99, tokens: Token
     rho = q = gauge = np.zeros(shape)
     for number, layer in enumerate(layers(block)):
         here = number <= depth
-        now_rho, now_q = late(block, layer.out)
-        rho, q = np.where(here, now_rho, rho), np.where(here, now_q, q)
+        now = late(block, layer.out)
+        rho, q = np.where(here, now.similarity, rho), np.where(here, now.q, q)
         if layer.attended is not None:
             b = layer.attended.logit_std[-1] / np.sqrt(np.log(np.maximum(layer.attended.keys[-1], 2.0)))
             gauge = np.where(here, np.fmax(gauge, b), gauge)

@@ -240,12 +240,13 @@ def row_overlap(
     Returns:
         The overlap, in [1/n, Y₂], of the broadcast shape.
     """
-    Y2, r = np.asarray(participation, dtype=np.float64), np.clip(correlation, 0.0, 1.0)
+    Y2, n = np.asarray(participation, dtype=np.float64), np.asarray(keys, dtype=np.float64)
+    r = np.clip(np.asarray(correlation, dtype=np.float64), 0.0, 1.0)
     kappa = r * (1 + Y2 * (1 - r) / (1 + r))
-    log_gain = np.log(np.maximum(Y2 * keys, 1.0))
+    log_gain = np.log(np.maximum(Y2 * n, 1.0))
     exponent = kappa * log_gain + (1 - kappa) * np.square(log_gain) / (2 * np.asarray(head_width, dtype=np.float64))
     fewer = 1 - 0.8 * np.square(Y2) * np.sqrt(r * (1 - r))
-    return np.asarray(np.maximum(np.exp(np.minimum(exponent, log_gain)) * fewer, 1.0) / keys)
+    return np.asarray(np.maximum(np.exp(np.minimum(exponent, log_gain)) * fewer, 1.0) / n)
 
 
 def _between(table: Array, s: Array, log_keys: Array) -> Array:
