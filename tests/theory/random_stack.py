@@ -37,6 +37,8 @@ def states(one: Architecture, *, seed: int, sequences: int = 2) -> list[Tensor]:
             Q = one.std_q * X @ draw(one.width, one.head_width)
             if one.qk_norm:
                 Q, K = (Z / Z.square().mean(-1, keepdim=True).sqrt() for Z in (Q, K))
+            if one.positions == "rotary":
+                Q, K = rotated(Q), rotated(K)
             logits = one.logit_scale * Q @ K.mT
             if one.softcap is not None:
                 logits = one.softcap * torch.tanh(logits / one.softcap)
@@ -77,6 +79,14 @@ def states(one: Architecture, *, seed: int, sequences: int = 2) -> list[Tensor]:
                 X = added(X, (one.mlp_branch, mlp(read(X))), skip=one.mlp_skip)
         seen.append(X)
     return seen
+
+
+def rotated(Z: Tensor) -> Tensor:
+    """Pairs of features turned by position times 10000^(−2i/d)."""
+    tokens, width = Z.shape[-2:]
+    angle = torch.arange(tokens)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
+    planes = torch.view_as_complex(Z.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(planes * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
 
 
 def cosine(X: Tensor) -> float:

@@ -5,12 +5,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from random_stack import cosine, states
+import torch
+from random_stack import cosine, rotated, states
 
 from fullrank.architecture import Architecture
 from fullrank.errors import ArchitectureError, TheoryError
 from fullrank.theory.giorlandino_goldt import attention_limit, cosine_map, critical_beta, giorlandino_goldt
 from fullrank.theory.giorlandino_goldt_course import course, final
+from fullrank.theory.giorlandino_goldt_rotary import rotary_agreement
 from fullrank.theory.giorlandino_goldt_trainability import PHASES, critical, critical_skip, phases
 from golden import assert_golden, golden
 
@@ -97,6 +99,7 @@ CASES = {
     "peri, causal": {"placement": "peri", "mask": "causal", "activation": "silu"},
     "no norm": {"placement": "none", "norm": "none", "attention_branch": 0.5, "mlp_branch": 0.5, "input_rms": 0.8},
     "gated, rms norm, grouped": {"gated": True, "activation": "silu", "norm": "rmsnorm", "key_value_heads": 2},
+    "rotary, sharp": {"qk": 1.7, "positions": "rotary", "mask": "causal", "correlation": 0.4},
     "parallel": {"parallel": True, "mask": "causal"},
     "biases": {"std_bias_attention": 0.5, "std_bias_mlp": 0.3, "std_bias_up": 0.4, "activation": "relu"},
     "normed queries and keys": {"qk_norm": True, "logit_scale": 0.5},
@@ -117,6 +120,15 @@ def test_the_map_is_what_random_networks_do(name: str, width: int):
     error = 4 * similarity.std(0) / math.sqrt(len(runs) - 1) + 0.02
     assert (abs(found.similarity - similarity.mean(0)) < error).all(), (found.similarity, similarity.mean(0))
     np.testing.assert_allclose(found.q, size.mean(0), rtol=0.15)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(20, 32), (300, 64)])
+def test_rotary_positions_turn_equal_keys_apart(tokens: int, width: int):
+    shared = np.random.default_rng(0).standard_normal((2, 4000, 1, width))
+    q, k = (rotated(torch.tensor(np.broadcast_to(one, (4000, tokens, width)).copy())).numpy() for one in shared)
+    row = np.einsum("nd,nsd->ns", q[:, -1], k) / math.sqrt(width)
+    kept = 1 - row.var(1).mean()  # of a variance that is 1 for independent keys
+    assert rotary_agreement(tokens) == pytest.approx(kept, abs=0.05)
 
 
 # ------------------------------------------------------------ arrays, depth, limits
@@ -159,6 +171,12 @@ def test_memory_of_the_final_state_does_not_grow_with_depth():
 
     peak(2)  # tables are made once
     assert peak(64) < 1.1 * peak(4)
+
+
+def test_a_window_as_wide_as_the_context_cuts_nothing_off():
+    one = drawn(64, mask="causal", qk=1.5)
+    assert final(one, window=one.context).similarity == final(one).similarity
+    assert final(one, window=8).similarity != final(one).similarity
 
 
 def test_many_tokens_without_sharp_logits_reach_the_limit():

@@ -9,6 +9,7 @@ tokens of classes i and j (`giorlandino_goldt_positions`): arrays (classes, …)
   $Y_2 = \max(0, 1 - \beta_c/\beta)$.
   Keys that one query likes also agree along its direction: $s^2(1-Y_2)^3/d$ comes to $Y_2$, and r times as much to O,
   for rows whose logits correlate by r (of Poisson–Dirichlet weights; exact for small s).
+  Under rotary positions equal keys differ, $q(\bar q - \kappa\bar p)$ (`giorlandino_goldt_rotary`).
 - MLP: Gaussian moments of the activation (`activations`).
 - Residual: $q \leftarrow s^2q + b^2q'$, alike for p. Norm: $p_{ij} \leftarrow p_{ij}/\sqrt{q_iq_j}$, $q \leftarrow 1$.
 """
@@ -25,6 +26,7 @@ from fullrank.theory import random_energy
 from fullrank.theory.activations import overlap
 from fullrank.theory.giorlandino_goldt_parameters import Parameters
 from fullrank.theory.giorlandino_goldt_positions import Positions, positions_of
+from fullrank.theory.giorlandino_goldt_rotary import rotary_agreement
 
 __all__ = ["UNBOUNDED", "Attended", "BlockMap", "Overlaps", "Tokens"]
 
@@ -58,19 +60,24 @@ class BlockMap:
         parameters: of the architecture.
         tokens: `finite`, or the paper's `limit` of infinitely many at fixed gauge.
         positions: classes of positions.
+        agreement: κ of rotary positions, by class (classes, …); None for others.
     """
 
     parameters: Parameters
     tokens: Tokens
     positions: Positions
+    agreement: Array | None = None
 
     @classmethod
     def of(cls, parameters: Parameters, tokens: Tokens = "finite") -> BlockMap:
         """With the classes of positions that the mask and the tokens call for."""
         causal = parameters.architecture.mask == "causal" and tokens == "finite"
-        return cls(
-            parameters, tokens, positions_of(causal=causal, context=parameters.context, window=parameters.window)
-        )
+        window = parameters.window
+        if window is not None and (window >= parameters.context).all():
+            window = None  # it cuts nothing off
+        positions = positions_of(causal=causal, context=parameters.context, window=window)
+        rotary = parameters.architecture.positions == "rotary" and tokens == "finite"
+        return cls(parameters, tokens, positions, rotary_agreement(1 / positions.inverse) if rotary else None)
 
     def start(self) -> Overlaps:
         """Before the first block: every pair at the correlation ρ₀."""
@@ -98,7 +105,8 @@ class BlockMap:
         q_bar = np.tensordot(at.prefix, read.q, 1)
         p_bar = np.tensordot(at.average, read.p, 1)
         spread = np.maximum(q_bar - p_bar[at.diagonal], 0.0)
-        own, other = (np.ones_like(read.q), spread / q_bar) if one.architecture.qk_norm else (read.q, spread)
+        apart = spread if self.agreement is None else np.maximum(q_bar - self.agreement * p_bar[at.diagonal], 0.0)
+        own, other = (np.ones_like(read.q), apart / q_bar) if one.architecture.qk_norm else (read.q, apart)
         s = self._capped(one.logit_std * np.sqrt(own * other))
         Y2, both = self._weights(s, read)
         tilt = self._tilt(s, Y2)
@@ -136,7 +144,8 @@ class BlockMap:
     def _queries(self, read: Overlaps) -> Array:
         """Cosine of two queries of a head, (pairs, …)."""
         at = self.positions
-        return read.p / np.sqrt(read.q[at.first] * read.q[at.second])
+        cosine = np.asarray(read.p / np.sqrt(read.q[at.first] * read.q[at.second]))
+        return cosine if self.agreement is None else cosine * self.agreement[at.second]
 
     def _tilt(self, s: Array, Y2: Array) -> Array:
         """Mean of attended tokens along the query's direction: one of d, so it vanishes as width grows."""
