@@ -1,7 +1,8 @@
-"""Whether verdicts name planted faults, and only those: small trained models with and without a fault, in two halves.
+"""Whether verdicts name planted faults, and only those: small trained models with and without a fault, in three parts.
 
 Thresholds were set on the development half, then frozen in a commit; the blind half (other models, layers, strengths
-and documents) was run after it. Models are trained first, some minutes on two cores; `--cache` keeps them.
+and documents) was run after it. Then rules were changed, frozen in another commit, and a second blind half was run.
+Models are trained first, some minutes on two cores; `--cache` keeps them.
 
     python benchmarks/planted.py                # all of it; writes benchmarks/planted.md
     python benchmarks/planted.py --cache DIR    # keeps models and outcomes there; --again runs what is kept anew
@@ -91,7 +92,13 @@ def frozen():
     moved = "src/fullrank/diagnosis/thresholds.py" in changed
     since = f"{'changed' if moved else 'unchanged'} since"
     others = [Path(name).name for name in changed if not name.endswith("thresholds.py")]
-    return f"Thresholds were frozen in commit {commit}, before the blind half was run; `thresholds.py` is {since}" + (
+    first = git("log", "--reverse", "--format=%h", f"--grep=^{FROZEN}").split()[0]
+    told = (
+        f"Thresholds were frozen in commit {first}, before the blind half was run. Rules were changed after that, so that "
+        "its numbers below are no longer blind; they and the thresholds were frozen again in commit "
+        f"{commit}, before the second blind half was drawn and run; `thresholds.py` is {since}"
+    )
+    return told + (
         f"; other files of the room that were edited since: {', '.join(others)}." if others else ", as are all rules."
     )
 

@@ -5,6 +5,8 @@ All cases of both halves: `benchmarks/planted.py`.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -177,10 +179,10 @@ def test_queries_that_were_never_trained_are_those_of_a_fresh_model():
 
 def test_halves_share_no_document_no_trained_model_and_no_case():
     for draw in (held_out_windows, held_out_digits):
-        mine, theirs = ({tuple(one.flatten().tolist()) for one in draw(half, 10_000, 0)[0]} for half in HALVES)
-        assert mine and theirs and not mine & theirs
-    development, blind = ({(one.architecture, one.seed) for one in cases(half) if not one.fresh} for half in HALVES)
-    assert not development & blind
+        drawn = [{tuple(one.flatten().tolist()) for one in draw(half, 10_000, 0)[0]} for half in HALVES]
+        assert all(drawn) and not any(one & other for one, other in itertools.combinations(drawn, 2))
+    made = [{(one.architecture, one.seed) for one in cases(half) if not one.fresh} for half in HALVES]
+    assert not any(one & other for one, other in itertools.combinations(made, 2))
 
 
 def test_each_half_has_fifty_planted_and_fifty_clean_cases_and_every_fault():

@@ -1,4 +1,4 @@
-"""Planted and clean cases in two halves: thresholds were set on the first; the second was run once they were frozen."""
+"""Planted and clean cases in three parts: limits were set on the first, and the others run once they were frozen."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Case:
     """One model and one batch, with one fault or none.
 
     Attributes:
-        half: `development` or `blind`.
+        half: one of `HALVES`.
         architecture: of `trained.ARCHITECTURES`.
         seed: of the model.
         batch: seed of the documents.
@@ -349,15 +349,22 @@ _PLANTED: Final[dict[str, list[tuple[str, str, Any, dict[str, Any]]]]] = {
     ],
 }
 
+_PLANTED["second blind"] = [  # the layers of the one and the strengths of the other, in models that neither has
+    (name, fault, at, more)
+    for (name, fault, at, _), (_, _, _, more) in zip(_PLANTED["development"], _PLANTED["blind"], strict=True)
+]
+
 _MERGING: Final = {
     "development": ((12, 0.0), (8, 0.0), (24, 0.3), (16, 0.1), (32, 0.5), (20, 0.2)),
     "blind": ((10, 0.0), (14, 0.05), (28, 0.4), (18, 0.15), (24, 0.2), (9, 0.0)),
+    "second blind": ((11, 0.0), (15, 0.1), (30, 0.4), (22, 0.2), (26, 0.3), (13, 0.05)),
 }
 """Layers of fresh post-norm stacks, and what their skips carry of the stream."""
 
 _FRESH: Final = {
     "development": ((4, 64, 4), (8, 32, 2), (6, 96, 8), (12, 64, 4)),
     "blind": ((5, 64, 8), (10, 32, 4), (6, 128, 4), (14, 48, 4)),
+    "second blind": ((7, 64, 4), (9, 48, 4), (5, 112, 8), (13, 64, 8)),
 }
 """Layers, width and heads of every architecture at its initialisation."""
 
