@@ -35,6 +35,8 @@ def sentence(architecture: Architecture) -> str:
     said.append(f"standard deviations q, k {_both(one.std_q, one.std_k)}, v, o {_both(one.std_v, one.std_o)}")
     if one.mlp_width:
         said[-1] += f", MLP {_both(one.std_up, one.std_down)}"
+    if one.softcap is not None:
+        said.append(f"logits bounded at {one.softcap:.3g}")
     window = "" if one.window is None else f", window {one.window}"
     said.append(f"{one.mask} attention over {one.context} tokens{window}, {_positions(one)}")
     error = f" ± {one.correlation_stderr:.2g}" if one.correlation_stderr else ""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fullrank.capture.tensors import tensors_in
 
-__all__ = ["BLANK", "WRITTEN", "Lineage", "Node", "Ref"]
+__all__ = ["BLANK", "INDEXING", "WRITTEN", "Lineage", "Node", "Ref"]
 
-_INDEXING = frozenset({"__getitem__", "index_select", "gather", "take_along_dim", "__setitem__", "index_copy"})
+INDEXING = frozenset({"__getitem__", "index_select", "gather", "take_along_dim", "__setitem__", "index_copy"})
 """Their indices say where a value goes, not what it is made of; they are kept, because they are needed to go that way
 again."""
 WRITTEN = "written into a view"
@@ -130,7 +130,7 @@ class Lineage:
             name = getattr(getattr(function, "__self__", None), "__name__", name)
         if name in BLANK:
             args, kwargs = (), _filling(name, args, kwargs) | {"dtype": made[0].dtype}
-        keep = name in _INDEXING
+        keep = name in INDEXING
         parents: list[Ref] = []
         args = tuple(self._light(value, parents, keep=keep) for value in args)
         kwargs = {key: self._light(value, parents, keep=keep) for key, value in kwargs.items()}

@@ -21,7 +21,8 @@ __all__ = ["AttentionForm", "attention_form"]
 
 Bias = Literal["", "alibi", "relative"]
 
-_SMALL, _LARGE = 1e-3, 1e6  # of logits: a soft-cap is no factor of the second
+_SMALL, _LARGE = 1e-3, 1e6  # times a query: a soft-cap shows only in the second
+_COARSE = 0.25  # in half precision, whose rounding would hide the first
 _HIDDEN = -1e4
 _SAME = 0.02
 
@@ -76,7 +77,7 @@ def attention_form(parts: Parts) -> AttentionForm:
         scale * maps[0].rms * maps[1].rms,
         maps[0].degree == 0,
         softcap,
-        maps[2].rms * after.rms,
+        maps[2].peak * after.peak,
         _turned(parts, query),
         bias,
     )
@@ -138,14 +139,15 @@ def _probe(
             raise Untold(f"the logits of its attention could not be computed again: {reason}") from None
 
     zero, plain = at(0.0), _plain(content, query, key, q, k)
-    small, large = at(_SMALL) - zero, at(_LARGE) - zero
+    step = _SMALL if parts.dtype.itemsize > 2 else _COARSE
+    small, large = at(step) - zero, at(_LARGE) - zero
     if plain.numel() != small.numel():
         raise Untold("between queries, keys and softmax the logits change their shape")
     plain = plain.reshape(small.shape)
     seen = (zero > zero.amax(-1, keepdim=True) + _HIDDEN) & plain.abs().gt(0.1) & small.isfinite() & large.isfinite()
     if not bool(seen.any()):
         raise Untold("the logits of its attention do not follow queries and keys")
-    slope = (small / (_SMALL * plain))[seen]
+    slope = (small / (step * plain))[seen]
     scale = float(slope.median())
     if float((slope - scale).abs().median()) > _SAME * abs(scale) or not scale:
         raise Untold("the logits of its attention are no multiple of the products of queries and keys")
@@ -156,7 +158,7 @@ def _probe(
         wanted = softcap * torch.tanh(scale * plain / softcap)
         if float((one - wanted)[seen].abs().max()) > _SAME * softcap:
             raise Untold("the logits of its attention are bounded by something that is no tanh")
-    structured = any(parent.node.stored and parent.node.floating for ref in guessed for parent in (ref,))
+    structured = any(ref.node.stored and ref.node.floating for ref in guessed)
     return scale, softcap, "relative" if structured else _bias(zero)
 
 

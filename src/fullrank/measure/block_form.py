@@ -108,7 +108,7 @@ def block_form(parts: Parts) -> BlockForm:
 
 def _checked(parts: Parts, start: Ref, end: Ref, still: tuple[Ref, ...] = ()) -> TokenMap:
     if parts.normalises_samples(start, end):
-        return TokenMap("batchnorm", 1.0, 1, 1.0)
+        return TokenMap("batchnorm", 1.0, 1, 1.0, 1.0)
     found = parts.map(start, end, zeros=still)
     if found.kind == "other":
         raise Untold("between weights and stream its blocks compute what is neither a norm nor a factor")

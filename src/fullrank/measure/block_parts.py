@@ -84,7 +84,7 @@ class Parts:
     def map(self, start: Ref, end: Ref, *, zeros: tuple[Ref, ...] = (), features: Tensor | None = None) -> TokenMap:
         """What becomes of tokens from one tensor to another, while others stand at zero."""
         if start == end:
-            return TokenMap("scale", 1.0, 1, 1.0)
+            return TokenMap("scale", 1.0, 1, 1.0, 1.0)
         still = {ref: torch.zeros(ref.shape, device=self.device, dtype=self.dtype) for ref in zeros if ref != start}
 
         def run(z: Tensor) -> Tensor:

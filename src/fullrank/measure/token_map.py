@@ -36,13 +36,15 @@ class TokenMap:
             rms 1; `rmsnorm`: tokens as they are; `batchnorm`, which is told from the call alone; `other`.
         gain: root mean square over channels of the number, or of the norm's gain, with the sign of their mean.
         degree: of homogeneity, where three times the tokens make 1 (0) or 3 times (1) as much; None for neither.
-        rms: of what comes out of random tokens of rms 1, without what comes out of zeros.
+        rms: of what comes out of random tokens of rms 1, without what comes out of zeros, where it is not 0.
+        peak: the largest that comes out, of the largest that goes in: the factor where entries only change places.
     """
 
     kind: Kind
     gain: float
     degree: int | None
     rms: float
+    peak: float
 
 
 def token_map(
@@ -62,31 +64,51 @@ def token_map(
     """
     draw = torch.Generator().manual_seed(0)
     z = torch.randn(like, generator=draw)
-    z = z + _SHIFT * torch.randn(*like[:-1], 1, generator=draw)
+    z = (z + _SHIFT * torch.randn(*like[:-1], 1, generator=draw)).to(dtype).float()
     exact = max(1e-3, 16 * torch.finfo(dtype).eps)
 
     def run(x: Tensor) -> Tensor:
         return function(x.to(dtype)).float()
 
     zero, one, three = run(torch.zeros(like)), run(z), run(3 * z)
-    mine = z if features is None else z[..., features]
-    size = float((one - zero).square().mean().sqrt()) / float(mine.square().mean().sqrt())
+    mine, moved = z if features is None else z[..., features], one - zero
+    moved = moved[moved != 0]  # zeros are padding, of blocks or of heads
     degree = _degree(one - zero, three - zero, one, three, exact)
+    size = float(moved.square().mean().sqrt()) if moved.numel() else 0.0
+    peak = float(moved.abs().max() / mine.abs().max()) if moved.numel() else 0.0
+    if degree != 0:
+        size /= float(mine.square().mean().sqrt())
     if one.numel() != z.numel() or degree is None:
-        return TokenMap("other", math.nan, degree, size)
-    one, zero, flat = (x.reshape(-1, like[-1]) for x in (one, zero, z))
+        return TokenMap("other", math.nan, degree, size, peak)
+    for order in _orders(one.shape, like):
+        found = _kind(
+            one.reshape(-1, like[-1])[order], zero.reshape(-1, like[-1])[order], z.flatten(0, -2), degree, exact
+        )
+        if found is not None:
+            return TokenMap(found[0], found[1], degree, size, peak)
+    return TokenMap("other", math.nan, degree, size, peak)
+
+
+def _orders(made: torch.Size, like: torch.Size) -> list[Tensor]:
+    """Orders in which the tokens may have come out: as they went in, or with sequences and tokens exchanged."""
+    orders = [torch.arange(torch.Size(like[:-1]).numel())]
+    for shape in (made, like):
+        if len(shape) == 3 and shape[0] * shape[1] == len(orders[0]):
+            orders += [orders[0].view(a, b).T.flatten() for a, b in ((shape[0], shape[1]), (shape[1], shape[0]))]
+    return orders
+
+
+def _kind(one: Tensor, zero: Tensor, z: Tensor, degree: int, exact: float) -> tuple[Kind, float] | None:
+    """What made `one` of the tokens z, and its gain."""
     if degree == 1:
-        gain, off = _channels(one - zero, flat)
-        if off <= exact:
-            return TokenMap("scale", gain, 1, size)
-        return TokenMap("other", math.nan, 1, size)
-    centred = flat - flat.mean(-1, keepdim=True)
-    kinds: tuple[tuple[Kind, Tensor], ...] = (("layernorm", centred), ("rmsnorm", flat))
+        gain, off = _channels(one - zero, z)
+        return ("scale", gain) if off <= exact else None
+    kinds: tuple[tuple[Kind, Tensor], ...] = (("layernorm", z - z.mean(-1, keepdim=True)), ("rmsnorm", z))
     for kind, x in kinds:
         gain, off = _channels(one, x / x.square().mean(-1, keepdim=True).sqrt(), biased=True)
         if off <= max(_NORM, exact):
-            return TokenMap(kind, _but_for_epsilon(gain, 1e-3), 0, size)
-    return TokenMap("other", math.nan, 0, size)
+            return kind, _but_for_epsilon(gain, 1e-3)
+    return None
 
 
 def _degree(one: Tensor, three: Tensor, whole: Tensor, thrice: Tensor, exact: float) -> int | None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from fullrank import metrics
 from fullrank.architecture import Architecture
-from fullrank.capture import AttentionCall, Event, Recorder, Signal, Stack, StreamState, undisturbed
+from fullrank.capture import Stack, undisturbed
 from fullrank.capture.replay import Replay
 from fullrank.capture.survey import Forward
 from fullrank.capture.weights import Weight, matrix
@@ -24,9 +20,9 @@ from fullrank.errors import ArchitectureError, BatchError, ModelError
 from fullrank.measure.attention_form import AttentionForm, attention_form
 from fullrank.measure.block_form import BlockForm, MLPForm, block_form, mlp_form, rms_of_biases
 from fullrank.measure.block_parts import Parts, Untold, parts_of_block
-from fullrank.measure.positions import late_tokens, real_or_all
 from fullrank.measure.positions_of_input import positions_of_input
 from fullrank.spec import Subject, inputs, load, subject_of
+from fullrank.verbs.architecture_tokens import Tokens, look_at_tokens
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.passes import require_finite_weights, watched
 
@@ -34,7 +30,6 @@ __all__ = ["architecture_from_model", "architecture_of"]
 
 _FOLLOWED = 2  # sequences of the forward whose calls are followed
 _FACTORS = ("attention_branch", "mlp_branch", "attention_skip", "mlp_skip")
-_ALIKE = 1e-3
 
 
 def architecture_from_model(
@@ -121,12 +116,7 @@ def architecture_of(
             raise ArchitectureError(f"{subject.name} has no stack of attention blocks: {error}") from None
         index = _chosen(forward.anatomy.stacks, stack, subject.name)
         found = forward.anatomy.stacks[index]
-        tokens = _Tokens(found)
-        with _WithoutProducts(), Recorder(model, [tokens.of("attention")], anatomy=forward.anatomy, real=first.real):
-            first.run(model)
-        for call in calls:
-            with suppress(_Enough), Recorder(model, [tokens.of("stream")], anatomy=forward.anatomy, real=call.real):
-                call.run(model)
+        tokens = look_at_tokens(model, forward.anatomy, found, calls, first)
         try:
             fields = _fields(model, forward, index, tokens)
         except Untold as reason:
@@ -151,82 +141,10 @@ def _chosen(stacks: Sequence[Stack], name: str | None, model: str) -> int:
     return attending[0]
 
 
-# ---------------------------------------------------------------- tokens and masks
-
-
-class _WithoutProducts(TorchFunctionMode):
-    """Inside, products with weights are zeros: who sees whom does not depend on them, and they are what takes time."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run anything else."""
-        given = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-        if func is functional.linear:
-            return given[0].new_zeros(*given[0].shape[:-1], given[1].shape[0])
-        if func is torch.addmm and isinstance(given[2], nn.Parameter):
-            return given[1].new_zeros(given[1].shape[0], given[2].shape[1])
-        return func(*args, **(kwargs or {}))
-
-
-class _Enough(Exception):  # noqa: N818 - ends a forward, never shown
-    """What was wanted of this forward has been seen."""
-
-
-class _Tokens:
-    """Cosines and size of the tokens before the first block, and how far queries see."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.needs: frozenset[Signal] = frozenset()
-        self.count = 0
-        self.reach = 0
-        self._stack = stack
-        self._cosines: list[Tensor] = []
-        self._squares: list[Tensor] = []
-
-    def of(self, wanted: Signal) -> Self:
-        """Look at states alone, which takes no more than the start of a forward, or at attention alone."""
-        self.needs = frozenset({wanted})
-        return self
-
-    def see(self, event: Event) -> None:
-        """Take in the state before the first block, or what every query sees."""
-        if isinstance(event, AttentionCall) and event.stack == self._stack.name:
-            self.reach = max(self.reach, int(event.attention.visible_count().max()))
-        if not isinstance(event, StreamState) or (event.stack, event.layer) != (self._stack.name, 0):
-            return
-        X = event.value
-        real = real_or_all(event.real, X.shape[0], X.shape[1], X.device)
-        scope = late_tokens(real) if self._stack.causal else real
-        self._cosines.append(metrics.similarity(X, scope).double().cpu())
-        self._squares.append(X.double().square().mean(-1)[real].cpu())
-        self.count = max(self.count, X.shape[1])
-        raise _Enough
-
-    def rows(self) -> list[Any]:
-        """No rows come of this."""
-        return []
-
-    def merge(self, other: Any) -> None:
-        """There is nothing to merge."""
-
-    def fields(self) -> dict[str, Any]:
-        """What an architecture says of them."""
-        cosines = torch.cat(self._cosines)
-        cosines = cosines[cosines.isfinite()]
-        if not len(cosines):
-            raise Untold("no sequence of the batch has two tokens")
-        stderr = float(cosines.std()) / math.sqrt(len(cosines)) if len(cosines) > 1 else 0.0
-        rms = math.sqrt(float(torch.cat(self._squares).mean()))
-        if not rms:
-            raise Untold("the tokens before its first block are zero")
-        return {"correlation": float(cosines.mean()), "correlation_stderr": stderr, "input_rms": rms}
-
-
 # ---------------------------------------------------------------- fields
 
 
-def _fields(model: nn.Module, forward: Forward, index: int, tokens: _Tokens) -> dict[str, Any]:
+def _fields(model: nn.Module, forward: Forward, index: int, tokens: Tokens) -> dict[str, Any]:
     stack = forward.anatomy.stacks[index]
     if stack.layout.axes == "channels first":
         raise Untold("its stream is laid out with channels first")
@@ -242,7 +160,7 @@ def _fields(model: nn.Module, forward: Forward, index: int, tokens: _Tokens) -> 
     squares = [rms_of_biases(one) for one in parts]
     for name, values in zip(("attention", "mlp", "up"), zip(*squares, strict=True), strict=True):
         fields[f"std_bias_{name}"] = _mean(values) ** 0.5
-    fields["positions"] = _positions(replay, forward, index, attentions, tokens.count)
+    fields["positions"] = _positions(replay, forward, index, attentions)
     fields |= {"mask": "causal" if stack.causal else "full", "width": stack.width, "dropout": _dropout(parts)}
     if 0 < tokens.reach < tokens.count:
         fields["window"] = tokens.reach
@@ -315,11 +233,11 @@ def _rms(model: nn.Module, weights: Sequence[Weight]) -> float:
     return math.sqrt(squares / entries)
 
 
-def _positions(replay: Replay, forward: Forward, index: int, attentions: Sequence[AttentionForm], tokens: int) -> str:
+def _positions(replay: Replay, forward: Forward, index: int, attentions: Sequence[AttentionForm]) -> str:
     if any(one.rotary for one in attentions):
         return "rotary"
     biases = [one.bias for one in attentions if one.bias]
-    return biases[0] if biases else positions_of_input(replay, forward, index, tokens)
+    return biases[0] if biases else positions_of_input(replay, forward, index)
 
 
 def _dropout(parts: Sequence[Parts]) -> float:
