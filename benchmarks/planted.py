@@ -94,8 +94,8 @@ def frozen():
     others = [Path(name).name for name in changed if not name.endswith("thresholds.py")]
     first = git("log", "--reverse", "--format=%h", f"--grep=^{FROZEN}").split()[0]
     told = (
-        f"Thresholds were frozen in commit {first}, before the blind half was run. Rules were changed after that, so that "
-        "its numbers below are no longer blind; they and the thresholds were frozen again in commit "
+        f"Thresholds were frozen in commit {first}, before the blind half was run. Rules were changed after that, so "
+        "that its numbers below are no longer blind; they and the thresholds were frozen again in commit "
         f"{commit}, before the second blind half was drawn and run; `thresholds.py` is {since}"
     )
     return told + (

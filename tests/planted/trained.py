@@ -21,7 +21,7 @@ BEGIN = 256  # one id beyond the bytes begins a text
 VOCABULARY = 258
 HELD_OUT = 0.3  # of every text, its end; of the digits, the last
 HALVES = ("development", "blind", "second blind")
-"""Thresholds were set on the first, frozen and run on the second; rules were changed, frozen again, and run on the last."""
+"""Limits were set on the first, frozen and run on the second; rules were changed, frozen again, run on the third."""
 
 Batch = dict[str, Tensor]
 
