@@ -16,7 +16,7 @@ _PHI = {
 }
 
 
-def states(one: Architecture, *, seed: int, sequences: int = 2) -> list[Tensor]:
+def states(one: Architecture, *, seed: int, sequences: int = 2, centred: bool = False) -> list[Tensor]:
     """The stream at every layer of one draw of the weights, (sequences, tokens, width)."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -44,7 +44,10 @@ def states(one: Architecture, *, seed: int, sequences: int = 2) -> list[Tensor]:
                 logits = one.softcap * torch.tanh(logits / one.softcap)
             if one.mask == "causal":
                 logits = logits.masked_fill(torch.ones_like(logits[0]).triu(1).bool(), -math.inf)
-            written += one.std_o * logits.softmax(-1) @ V @ draw(one.head_width, one.width)
+            A = logits.softmax(-1)
+            if centred:
+                A = A - torch.isfinite(logits).to(A.dtype) / torch.isfinite(logits).sum(-1, keepdim=True)
+            written += one.std_o * A @ V @ draw(one.head_width, one.width)
         return written + one.std_bias_attention * draw(one.width)
 
     def mlp(X: Tensor) -> Tensor:

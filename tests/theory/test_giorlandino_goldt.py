@@ -122,6 +122,26 @@ def test_the_map_is_what_random_networks_do(name: str, width: int):
     np.testing.assert_allclose(found.q, size.mean(0), rtol=0.15)
 
 
+@pytest.mark.parametrize("name", ["pre, sharp", "pre, sharp and causal", "post, sharp"])
+@pytest.mark.parametrize("width", [96, 192])
+def test_centred_attention_is_what_random_networks_do(name: str, width: int):
+    one = drawn(width, **CASES[name])
+    half = one.context // 2 if one.mask == "causal" else 0
+    runs = np.array([[cosine(X[:, half:]) for X in states(one, seed=seed, centred=True)] for seed in range(6)])
+    found = course(one, centred=True)
+    error = 4 * runs.std(0) / math.sqrt(len(runs) - 1) + 0.02
+    assert (abs(found.similarity - runs.mean(0)) < error).all(), (found.similarity, runs.mean(0))
+    assert found.similarity[-1] < course(one).similarity[-1]
+
+
+def test_in_the_limit_gain_control_takes_the_common_part_of_attention_away():
+    one = paper(3.0, 0.2, depth=1, value_gain=0.7).with_(mlp_width=0, placement="pre")
+    Y2 = 1 - math.sqrt(2 / 0.8) / 3
+    assert course(one, tokens="limit", centred=True).similarity[-1] == pytest.approx(0.2 / (1 + 0.7 * 0.8 * Y2))
+    low = paper(0.5, 0.2, depth=1, value_gain=0.7).with_(mlp_width=0, placement="pre")
+    assert course(low, tokens="limit", centred=True).similarity[-1] == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(("tokens", "width"), [(20, 32), (300, 64)])
 def test_rotary_positions_turn_equal_keys_apart(tokens: int, width: int):
     shared = np.random.default_rng(0).standard_normal((2, 4000, 1, width))

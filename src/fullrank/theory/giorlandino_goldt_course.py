@@ -50,36 +50,38 @@ class Layer(NamedTuple):
     attended: Attended | None
 
 
-def course(architecture: Architecture, *, tokens: Tokens = "finite", **fields: Any) -> Course:
+def course(architecture: Architecture, *, tokens: Tokens = "finite", centred: bool = False, **fields: Any) -> Course:
     """ρ and q after every block.
 
     Args:
         architecture: where to start from.
         tokens: `finite`, with the context's Y₂ and the 1/T terms, or `limit`, the paper's T → ∞ at fixed gauge.
+        centred: whether attention's output is centred: the paper's gain control.
         **fields: arrays (or values) in place of fields, by name or shorthand; they broadcast. Depth cannot vary.
 
     Returns:
         Arrays with the layers last.
     """
-    block = BlockMap.of(parameters_of(architecture, **fields), tokens)
+    block = BlockMap.of(parameters_of(architecture, **fields), tokens, centred=centred)
     seen = [late(block, layer.out) for layer in layers(block)]
     shape = block.parameters.shape
     rho, q = ([np.broadcast_to(one[which], shape) for one in seen] for which in (0, 1))
     return Course(np.stack(rho, -1), np.stack(q, -1))
 
 
-def final(architecture: Architecture, *, tokens: Tokens = "finite", **fields: Any) -> Course:
+def final(architecture: Architecture, *, tokens: Tokens = "finite", centred: bool = False, **fields: Any) -> Course:
     """ρ and q after the last block; memory does not grow with depth, which may vary too.
 
     Args:
         architecture: where to start from.
         tokens: as in `course`.
+        centred: as in `course`.
         **fields: as in `course`, and depth.
 
     Returns:
         Arrays of the shape that the fields broadcast to.
     """
-    block = BlockMap.of(parameters_of(architecture, **fields), tokens)
+    block = BlockMap.of(parameters_of(architecture, **fields), tokens, centred=centred)
     depth = block.parameters.depth
     rho = q = np.zeros(block.parameters.shape)
     for number, layer in enumerate(layers(block)):

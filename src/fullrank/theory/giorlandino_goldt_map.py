@@ -10,6 +10,7 @@ tokens of classes i and j (`giorlandino_goldt_positions`): arrays (classes, …)
   Keys that one query likes also agree along its direction: $s^2(1-Y_2)^3/d$ comes to $Y_2$, and r times as much to O,
   for rows whose logits correlate by r (of Poisson–Dirichlet weights; exact for small s).
   Under rotary positions equal keys differ, $q(\bar q - \kappa\bar p)$ (`giorlandino_goldt_rotary`).
+- Centred (gain control): without $\bar p$, and with $Y_2 - 1/n$, $O - 1/n$.
 - MLP: Gaussian moments of the activation (`activations`).
 - Residual: $q \leftarrow s^2q + b^2q'$, alike for p. Norm: $p_{ij} \leftarrow p_{ij}/\sqrt{q_iq_j}$, $q \leftarrow 1$.
 """
@@ -61,15 +62,17 @@ class BlockMap:
         tokens: `finite`, or the paper's `limit` of infinitely many at fixed gauge.
         positions: classes of positions.
         agreement: κ of rotary positions, by class (classes, …); None for others.
+        centred: whether attention is centred (gain control): (A − U)V, U averaging over the keys that a query sees.
     """
 
     parameters: Parameters
     tokens: Tokens
     positions: Positions
     agreement: Array | None = None
+    centred: bool = False
 
     @classmethod
-    def of(cls, parameters: Parameters, tokens: Tokens = "finite") -> BlockMap:
+    def of(cls, parameters: Parameters, tokens: Tokens = "finite", *, centred: bool = False) -> BlockMap:
         """With the classes of positions that the mask and the tokens call for."""
         causal = parameters.architecture.mask == "causal" and tokens == "finite"
         window = parameters.window
@@ -77,7 +80,7 @@ class BlockMap:
             window = None  # it cuts nothing off
         positions = positions_of(causal=causal, context=parameters.context, window=window)
         rotary = parameters.architecture.positions == "rotary" and tokens == "finite"
-        return cls(parameters, tokens, positions, rotary_agreement(1 / positions.inverse) if rotary else None)
+        return cls(parameters, tokens, positions, rotary_agreement(1 / positions.inverse) if rotary else None, centred)
 
     def start(self) -> Overlaps:
         """Before the first block: every pair at the correlation ρ₀."""
@@ -113,6 +116,10 @@ class BlockMap:
         q = p_bar[at.diagonal] + spread * (Y2 + tilt)
         p = p_bar + spread[at.first] * (both + self._queries(read) * np.sqrt(tilt[at.first] * tilt[at.second]))
         gain, bias = one.value_gain, one.bias_attention
+        if self.centred:  # what all keys have in common goes, a bias of the values with it
+            inverse, inverse_pair = (0.0, 0.0) if self.tokens == "limit" else (at.inverse, at.inverse_pair)
+            bias, q = np.asarray(0.0), q - p_bar[at.diagonal] - spread * inverse
+            p = p - p_bar - spread[at.first] * inverse_pair
         keys = 1 / at.inverse + 0 * s
         return Overlaps(gain * q + bias, gain * p + bias), Attended(s, keys, Y2)
 

@@ -22,7 +22,7 @@ def rotary_agreement(keys: ArrayLike, *, base: float = BASE) -> Array:
 
     Two equal keys at positions s and s′ differ by a rotation, so that a logit of the direction that all tokens share
     varies over the row: its variance is $q(q-\kappa p)$ in place of $q(q-p)$. In one plane κ is Fejér's kernel
-    $[\sin(n\theta/2)/(n\sin(\theta/2))]^2$; $\theta_i = \mathrm{base}^{-2i/d_h}$, as if i were continuous. Derived here.
+    $[\sin(n\theta/2)/(n\sin(\theta/2))]^2$; $\theta_i = \mathrm{base}^{-2i/d_h}$, i as if continuous. Derived here.
 
     Args:
         keys: n ≥ 1.

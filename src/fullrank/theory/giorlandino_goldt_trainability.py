@@ -42,19 +42,27 @@ class Phases:
     gauge: Array
 
 
-def phases(architecture: Architecture, *, collapsed: float = 0.99, tokens: Tokens = "finite", **fields: Any) -> Phases:
+def phases(
+    architecture: Architecture,
+    *,
+    collapsed: float = 0.99,
+    tokens: Tokens = "finite",
+    centred: bool = False,
+    **fields: Any,
+) -> Phases:
     """Where each point of a map stands; entropy collapse is named first, since no residual repairs it.
 
     Args:
         architecture: where to start from.
         collapsed: ρ of the last layer from which tokens count as one.
         tokens: `finite`, or the paper's `limit`.
+        centred: whether attention's output is centred: the paper's gain control.
         **fields: arrays in place of fields, by name or shorthand, depth too; they broadcast.
 
     Returns:
         Phases, with the two numbers that they are read from; `unbounded` where the stream's squares reach 1e54.
     """
-    block = BlockMap.of(parameters_of(architecture, **fields), tokens)
+    block = BlockMap.of(parameters_of(architecture, **fields), tokens, centred=centred)
     depth, shape = block.parameters.depth, block.parameters.shape
     rho = q = gauge = np.zeros(shape)
     for number, layer in enumerate(layers(block)):
