@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from numbers import Integral, Real
@@ -29,12 +30,18 @@ def require_consistent(architecture: Architecture) -> None:
     Raises:
         ArchitectureError: in one sentence that names the field, what was found and what is accepted.
     """
+    for name, hint in _hints().items():
+        _require(name, getattr(architecture, name), hint)
+    _together(architecture)
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Types of the fields, by name: what is accepted is written once, where the fields are."""
     from fullrank.architecture import architecture as home
 
     hints = typing.get_type_hints(home.Architecture, vars(home) | {"nn": None})
-    for field in dataclasses.fields(architecture):
-        _require(field.name, getattr(architecture, field.name), hints[field.name])
-    _together(architecture)
+    return {field.name: hints[field.name] for field in dataclasses.fields(home.Architecture)}
 
 
 def _require(name: str, value: Any, hint: Any) -> None:

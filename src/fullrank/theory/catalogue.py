@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
+from fullrank.theory.giorlandino_goldt import giorlandino_goldt
 from fullrank.theory.noci import NOCI
 from fullrank.theory.theory import Theory
 
 __all__ = ["THEORIES", "chosen", "ranked"]
 
-THEORIES: tuple[Theory, ...] = (NOCI,)
+THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI)
 """In the order in which those that fit equally well are listed."""
 
 
