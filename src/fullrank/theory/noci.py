@@ -238,7 +238,7 @@ def _skips_stay(architecture: Architecture) -> float:
 
 def _no_norm(architecture: Architecture) -> float:
     """A pre-norm brings the branch's input to rms 1 whatever the stream's size: the recursion lets it grow along."""
-    return {"none": 1.0, "pre": 0.3, "peri": 0.2, "post": 0.5}[architecture.placement]
+    return {"none": 1.0, "pre": 0.3, "peri": 0.2, "res-post": 0.2, "post": 0.5}[architecture.placement]
 
 
 def _linear(architecture: Architecture) -> float:
