@@ -68,6 +68,10 @@ def test_arrays_are_the_same_as_loops():
         np.testing.assert_allclose(together, alone, rtol=1e-12, atol=1e-15)
 
 
+def test_gelu_is_a_relu_for_huge_pre_activations():
+    np.testing.assert_allclose(overlap("gelu", 1e30, 1e30, [1e30, 0.3e30]), overlap("relu", 1e30, 1e30, [1e30, 0.3e30]))
+
+
 def test_the_arc_cosine_kernel_runs_from_one_over_pi_to_one():
     np.testing.assert_allclose(arc_cosine([-1.0, 0.0, 1.0, 1.0 + 1e-12]), [0.0, 1 / math.pi, 1.0, 1.0], atol=1e-12)
 

@@ -289,3 +289,17 @@ def test_the_error_of_the_first_correlation_is_carried_through_the_layers():
         assert row.value == pytest.approx(certain.value)
         assert certain.stderr is None
         assert (row.stderr or 0.0) == pytest.approx(abs(other.value - row.value), abs=1e-12)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "peri", "none"])
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_rows_of_extreme_architectures_are_finite_and_in_range(placement: str, mask: str):
+    norm = "none" if placement == "none" else "rmsnorm"
+    shares = {"residual", "token_energy", "inverse_participation", "normalized_entropy"}
+    for size, std, window in ((2, 0.0, None), (2**22, 3.0, None), (512, 1e-6, 1), (40, 30.0, 5)):
+        one = drawn(64, placement=placement, norm=norm, mask=mask, depth=60, context=size, window=window)
+        one = one.with_(qk_std=std, mlp_std=std, input_rms=1e4, correlation=1.0, mlp_skip=0.0, qk_norm=window == 1)
+        for row in giorlandino_goldt.rows(one):
+            assert math.isfinite(row.value)
+            assert row.metric not in shares or -1e-9 <= row.value <= 1 + 1e-6
+            assert row.metric != "similarity" or abs(row.value) <= 1 + 1e-9

@@ -101,10 +101,10 @@ def _cosine(c: Array, size: Array) -> Array:
 
 def _gelu(q1: Array, q2: Array, c: Array) -> Array:
     one, two = 1 + q1, 1 + q2
-    both = one * two
-    density = 1 / (2 * np.pi * np.sqrt(both - c * c))  # E[Φ'(u1)Φ'(u2)]
-    angle = 0.25 + np.arcsin(np.clip(c / np.sqrt(both), -1, 1)) / (2 * np.pi)  # E[Φ(u1)Φ(u2)]
-    return np.asarray(density * (q1 * q2 + c * c * (1 / one + 1 / two - 1)) + c * angle)
+    apart = np.maximum(q1 * q2 - c * c, 0.0)  # Δ = 1 + q1 + q2 + apart, without cancellation at large q
+    density = 1 / (2 * np.pi * np.sqrt(one + q2 + apart))  # E[Φ'(u1)Φ'(u2)]
+    angle = 0.25 + np.arcsin(np.clip(c / np.sqrt(one * two), -1, 1)) / (2 * np.pi)  # E[Φ(u1)Φ(u2)]
+    return np.asarray(density * (apart + c * c * (1 / one + 1 / two)) + c * angle)
 
 
 # ------------------------------------------------------------ Hermite series

@@ -211,7 +211,8 @@ def _attention(block: BlockMap, attended: Attended) -> dict[str, dict[str, Array
         "log_context_gauge": s / np.sqrt(log_keys),
     }
     architecture = block.parameters.architecture
-    share = block.positions.share * (keys[:, 0] >= min(32.0, architecture.context / 4))  # rows that examine counts
+    most = min(architecture.context, architecture.window or architecture.context)
+    share = block.positions.share * (keys[:, 0] >= min(32.0, most / 4))  # rows that examine counts
     share = share / share.sum()
     found = {"all": {metric: share @ values for metric, values in by_class.items()}}
     if architecture.mask == "causal":

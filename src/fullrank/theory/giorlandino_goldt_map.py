@@ -37,6 +37,8 @@ Tokens = Literal["finite", "limit"]
 UNBOUNDED: Final = 1e60
 """Mean square at which the stream is held: no number that a model computes with reaches it."""
 
+_TINY: Final = 1e-150  # whose square is no zero yet
+
 
 class Overlaps(NamedTuple):
     """Mean squares q (classes, …) and mean products p (pairs, …) of entries of tokens."""
@@ -109,7 +111,9 @@ class BlockMap:
         p_bar = np.tensordot(at.average, read.p, 1)
         spread = np.maximum(q_bar - p_bar[at.diagonal], 0.0)
         apart = spread if self.agreement is None else np.maximum(q_bar - self.agreement * p_bar[at.diagonal], 0.0)
-        own, other = (np.ones_like(read.q), apart / q_bar) if one.architecture.qk_norm else (read.q, apart)
+        own, other = (
+            (np.ones_like(read.q), apart / np.maximum(q_bar, _TINY)) if one.architecture.qk_norm else (read.q, apart)
+        )
         s = self._capped(one.logit_std * np.sqrt(own * other))
         Y2, both = self._weights(s, read)
         tilt = self._tilt(s, Y2)
@@ -151,7 +155,7 @@ class BlockMap:
     def _queries(self, read: Overlaps) -> Array:
         """Cosine of two queries of a head, (pairs, …)."""
         at = self.positions
-        cosine = np.asarray(read.p / np.sqrt(read.q[at.first] * read.q[at.second]))
+        cosine = np.asarray(read.p / np.maximum(np.sqrt(read.q[at.first] * read.q[at.second]), _TINY))
         return cosine if self.agreement is None else cosine * self.agreement[at.second]
 
     def _tilt(self, s: Array, Y2: Array) -> Array:
@@ -175,7 +179,7 @@ class BlockMap:
 
     def _normed(self, state: Overlaps) -> Overlaps:
         at = self.positions
-        size = np.sqrt(np.maximum(state.q, 1e-300))
+        size = np.sqrt(np.maximum(state.q, _TINY))
         return Overlaps(
             np.ones((len(at.share), *(1,) * (state.q.ndim - 1))), state.p / (size[at.first] * size[at.second])
         )
