@@ -9,10 +9,11 @@ from fullrank.errors import TheoryError
 from fullrank.theory.giorlandino_goldt import giorlandino_goldt
 from fullrank.theory.noci import NOCI
 from fullrank.theory.theory import Theory
+from fullrank.theory.wu_masks_layernorm_course import WU_MASKS_LAYERNORM
 
 __all__ = ["THEORIES", "chosen", "ranked"]
 
-THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI)
+THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM)
 """In the order in which those that fit equally well are listed."""
 
 
