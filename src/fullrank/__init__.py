@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fullrank.table import Row, Table
     from fullrank.verbs.examine import examine
     from fullrank.verbs.examine_each import examine_each
+    from fullrank.verbs.predict import predict
+    from fullrank.verbs.trainability import trainability
 
 __all__ = [
     "Architecture",
@@ -26,6 +28,8 @@ __all__ = [
     "__version__",
     "examine",
     "examine_each",
+    "predict",
+    "trainability",
 ]
 
 _HOMES = {
@@ -38,6 +42,8 @@ _HOMES = {
     "Variants": "fullrank.report",
     "examine": "fullrank.verbs.examine",
     "examine_each": "fullrank.verbs.examine_each",
+    "predict": "fullrank.verbs.predict",
+    "trainability": "fullrank.verbs.trainability",
 }
 
 try:

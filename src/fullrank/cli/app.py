@@ -182,6 +182,49 @@ def examine(
 
 
 @app.command()
+def predict(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    context: Context = None,
+    theories: Annotated[
+        str | None, typer.Option(metavar="KEY,KEY,…", help="Only these theories. [default: all whose assumptions hold]")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LOW:HIGH:N",
+            help="A map of what trains over a field of the architecture: residual_scale=0.1:2:50, qk_std=…; twice for "
+            "a plane.",
+        ),
+    ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also measure the model at its own initialisation, in the same figures.")
+    ] = False,
+    seed: Seed = 0,
+    html: Html = None,
+    json: Json = False,
+) -> None:
+    """Say what theory says of an architecture before it is trained: from its configuration alone.
+
+    Weights are drawn at random where sizes are not enough to know them; none are downloaded.
+    """
+    with answering():
+        from fullrank.cli import prediction
+        from fullrank.cli.outputs import check_writable
+
+        check_writable(html, option="--html")
+        prediction.run(
+            spec,
+            context=context,
+            theories=theories.split(",") if theories else None,
+            vary=vary or (),
+            overlay=overlay,
+            seed=seed,
+            html=html,
+            json=json,
+        )
+
+
+@app.command()
 def demo(
     html: Annotated[Path, typer.Option("--html", metavar="PATH", help="Where the page goes.")] = Path("report.html"),
     no_spectrum: NoSpectrum = False,

@@ -186,14 +186,14 @@ class BlockMap:
 
     def _add(self, state: Overlaps, branch: Overlaps, which: int) -> Overlaps:
         one = self.parameters
-        if one.architecture.placement == "peri":
+        if one.architecture.placement in ("peri", "res-post"):
             branch = self._normed(branch)
         skip, scale = one.skip[which], one.branch[which]
         return self._total(Overlaps(skip * state.q + scale * branch.q, skip * state.p + scale * branch.p))
 
     def _joined(self, state: Overlaps, attention: Overlaps, mlp: Overlaps) -> Overlaps:
         one = self.parameters
-        if one.architecture.placement == "peri":
+        if one.architecture.placement in ("peri", "res-post"):
             attention, mlp = self._normed(attention), self._normed(mlp)
         (skip, _), (a, m) = one.skip, one.branch
         q = skip * state.q + a * attention.q + m * mlp.q

@@ -21,7 +21,7 @@ from fullrank.measure.attention_form import AttentionForm, attention_form
 from fullrank.measure.block_form import BlockForm, MLPForm, block_form, mlp_form, rms_of_biases
 from fullrank.measure.block_parts import Parts, Untold, parts_of_block
 from fullrank.measure.positions_of_input import positions_of_input
-from fullrank.spec import Subject, inputs, load, subject_of
+from fullrank.spec import Inputs, Subject, inputs, load, subject_of
 from fullrank.verbs.architecture_tokens import Tokens, look_at_tokens
 from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.passes import require_finite_weights, watched
@@ -51,7 +51,8 @@ def architecture_from_model(
 
     Args:
         model: a module, a SPEC or what `spec.load` gave; it is left as it was.
-        batch: what it is called with, as `examine` takes it; by default one made for the model.
+        batch: what it is called with, as `examine` takes it, or what `spec.inputs` gave; by default one made for the
+            model.
         context: tokens in a sequence; by default the batch's.
         stack: name of the stack, such as `decoder`; by default the first with attention.
         seed: of the default batch.
@@ -65,8 +66,8 @@ def architecture_from_model(
     """
     subject = _subject(model, seed)
     require_finite_weights(subject.model)
-    if batch is None:
-        given = inputs(subject, context=context, seed=seed)
+    given = inputs(subject, context=context, seed=seed) if batch is None else batch
+    if isinstance(given, Inputs):
         calls = as_calls(subject.model, list(given.batches), known=given.real)
     else:
         calls = as_calls(subject.model, batch)
