@@ -16,12 +16,15 @@ _PHI = {
 }
 
 
-def states(one: Architecture, *, seed: int, sequences: int = 2, centred: bool = False) -> list[Tensor]:
-    """The stream at every layer of one draw of the weights, (sequences, tokens, width)."""
+def states(
+    one: Architecture, *, seed: int, sequences: int = 2, centred: bool = False, start: Tensor | None = None
+) -> list[Tensor]:
+    """The stream at every layer of one draw of the weights, (sequences, tokens, width); of `start`, where given."""
     generator = torch.Generator().manual_seed(seed)
+    dtype = torch.float32 if start is None else start.dtype
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, dtype=dtype)
 
     def norm(X: Tensor) -> Tensor:
         if one.norm == "rmsnorm":
@@ -71,6 +74,7 @@ def states(one: Architecture, *, seed: int, sequences: int = 2, centred: bool = 
 
     common, own = draw(sequences, 1, one.width), draw(sequences, one.context, one.width)
     X = one.input_rms * (math.sqrt(one.correlation) * common + math.sqrt(1 - one.correlation) * own)
+    X = X if start is None else start
     seen = [X]
     for _ in range(one.depth):
         if one.parallel:

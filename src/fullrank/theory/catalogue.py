@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
+from fullrank.theory.cowsik import COWSIK
 from fullrank.theory.giorlandino_goldt import giorlandino_goldt
 from fullrank.theory.noci import NOCI
 from fullrank.theory.theory import Theory
@@ -13,7 +14,7 @@ from fullrank.theory.wu_masks_layernorm_course import WU_MASKS_LAYERNORM
 
 __all__ = ["THEORIES", "chosen", "ranked"]
 
-THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM)
+THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM, COWSIK)
 """In the order in which those that fit equally well are listed."""
 
 
