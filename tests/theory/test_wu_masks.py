@@ -11,6 +11,7 @@ from tests.golden import assert_golden
 
 from fullrank import metrics
 from fullrank.errors import TheoryError
+from fullrank.theory.noci import correlation
 from fullrank.theory.wu_masks_layernorm import (
     bound_rate,
     causal_exponent,
@@ -364,6 +365,27 @@ def test_collapsed_tokens_stop_at_the_rounding_of_float32_and_not_at_zero():
             plateau.append(float(metrics.residual(x[None])))
     assert_golden("wu-float-floor", float(np.mean(plateau)))
     assert max(plateau) < metrics.floor(torch.float32)
+
+
+def test_a_skip_with_a_norm_behind_it_delays_collapse_and_does_not_prevent_it():
+    """Odds of the common part double a layer, for values that keep lengths; at std .02 they hardly move."""
+    law = correlation(np.array([2, 11]), tokens=64, attention_branch=1.0)
+    assert_golden("wu-postln-skip-collapses", np.sqrt((1 - 1 / 64) * (1 - law)))
+    runs = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x, found = rng.standard_normal((64, 256)), []
+        for _ in range(11):
+            written = np.zeros_like(x)
+            for _ in range(4):
+                q, k = (0.02 * rng.standard_normal((256, 64)) for _ in "qk")
+                v, o = rng.standard_normal((256, 64)) / 16, rng.standard_normal((64, 256)) / 16
+                written += softmax((x @ q) @ (x @ k).T / 8, np.ones((64, 64), bool)) @ (x @ v) @ o
+            x = x + written
+            x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+            found.append(mu(x) / np.linalg.norm(x))
+        runs.append(found)
+    assert_golden("wu-postln-skip-collapses", np.mean(runs, 0)[[1, 10]])
 
 
 # ------------------------------------------------------------ where content comes from

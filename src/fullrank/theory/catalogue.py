@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
+from fullrank.theory.batchnorm_course import BATCHNORM
 from fullrank.theory.cowsik import COWSIK
 from fullrank.theory.giorlandino_goldt import giorlandino_goldt
 from fullrank.theory.noci import NOCI
@@ -14,7 +15,7 @@ from fullrank.theory.wu_masks_layernorm_course import WU_MASKS_LAYERNORM
 
 __all__ = ["THEORIES", "chosen", "ranked"]
 
-THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM, COWSIK)
+THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM, COWSIK, BATCHNORM)
 """In the order in which those that fit equally well are listed."""
 
 
