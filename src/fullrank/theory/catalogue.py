@@ -8,6 +8,7 @@ from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
 from fullrank.theory.batchnorm_course import BATCHNORM
 from fullrank.theory.cowsik import COWSIK
+from fullrank.theory.deepscalelm_course import DEEPSCALELM
 from fullrank.theory.giorlandino_goldt import giorlandino_goldt
 from fullrank.theory.noci import NOCI
 from fullrank.theory.theory import Theory
@@ -15,7 +16,7 @@ from fullrank.theory.wu_masks_layernorm_course import WU_MASKS_LAYERNORM
 
 __all__ = ["THEORIES", "chosen", "ranked"]
 
-THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM, COWSIK, BATCHNORM)
+THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM, COWSIK, BATCHNORM, DEEPSCALELM)
 """In the order in which those that fit equally well are listed."""
 
 
