@@ -13,6 +13,7 @@ from tests.theory.random_stack import cosine, states
 from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
 from fullrank.theory import deepscalelm as law
+from fullrank.theory import deepscalelm_attention as heads
 from fullrank.theory.deepscalelm_course import DEEPSCALELM, backward, forward
 from fullrank.theory.deepscalelm_init import FIRST_CORRELATION, unit_moments, unit_moments_of
 
@@ -71,8 +72,8 @@ def attend(draws, x, s):
 
 def test_attention_meets_its_golden_numbers_by_law_and_by_simulation():
     r = np.array([0.2, 0.6])
-    assert_golden("dslm-attention-variance", law.attention_variance(r, tokens=64, logit_std=1.0))
-    assert_golden("dslm-attention-covariance", law.attention_covariance(r, tokens=64, order="linear"))
+    assert_golden("dslm-attention-variance", heads.attention_variance(r, tokens=64, logit_std=1.0))
+    assert_golden("dslm-attention-covariance", heads.attention_covariance(r, tokens=64, order="linear"))
     draws = Draws(1)
     found = []
     for at in r.tolist():
@@ -151,7 +152,7 @@ def test_softmax_variances_are_those_of_simulated_logits_and_their_gradients(T, 
         (back,) = torch.autograd.grad((0.5 * draws.normal(T, T) * A).sum(), logits)
         found.append([float(A.detach().var()), square(back)])
     at = {"correlation": r, "logit_std": s, "tokens": T}
-    assert_met(*mean_and_error(found), (law.softmax_variance(**at), law.softmax_backward(0.25, **at)), slack=4 / T)
+    assert_met(*mean_and_error(found), (heads.softmax_variance(**at), heads.softmax_backward(0.25, **at)), slack=4 / T)
 
 
 @pytest.mark.parametrize(("T", "d"), [(64, 96), (96, 192)])
@@ -166,10 +167,10 @@ def test_attention_moments_are_those_of_simulated_heads_and_their_gradients(T, d
         found.append([square(y), product(y), square(back), product(back)])
     at = {"tokens": T, "logit_std": s, "width": d}
     wanted = (
-        law.attention_variance(r, **at),
-        law.attention_covariance(r, **at),
-        law.attention_backward(1.0, correlation=r, gradient_correlation=r_g, **at),
-        law.attention_backward_covariance(1.0, gradient_correlation=r_g, tokens=T),
+        heads.attention_variance(r, **at),
+        heads.attention_covariance(r, **at),
+        heads.attention_backward(1.0, correlation=r, gradient_correlation=r_g, **at),
+        heads.attention_backward_covariance(1.0, gradient_correlation=r_g, tokens=T),
     )
     assert_met(*mean_and_error(found), wanted, slack=0.06)
 
@@ -185,17 +186,17 @@ def test_values_alone_do_not_carry_the_gradient_of_attention_where_tokens_differ
 
 
 def test_the_orders_of_attention_agree_at_small_logits_and_part_at_large_ones():
-    for name in (law.attention_variance, law.attention_covariance):
+    for name in (heads.attention_variance, heads.attention_covariance):
         orders = [name(0.3, tokens=64, logit_std=0.05, order=order) for order in ("exponential", "linear", "code")]
         np.testing.assert_allclose(orders, float(orders[0]), rtol=2e-3)
         large = name(0.3, tokens=64, logit_std=np.array([1.5, 30.0]))
         assert large[0] > float(name(0.3, tokens=64, logit_std=1.5, order="linear"))
         assert large[1] <= 1.0  # no more than the values themselves, however far beyond the law
-    code = law.attention_covariance(0.1, tokens=64, logit_std=1.0, order="code")
+    code = heads.attention_covariance(0.1, tokens=64, logit_std=1.0, order="code")
     draws = Draws(7)
     seen, error = mean_and_error([[product(attend(draws, draws.tokens(64, 256, 0.1), 1.0))] for _ in range(64)])
     assert seen[0] + 3 * error[0] < float(code)
-    assert_met(seen, error, [law.attention_covariance(0.1, tokens=64, logit_std=1.0)])
+    assert_met(seen, error, [heads.attention_covariance(0.1, tokens=64, logit_std=1.0)])
 
 
 # ------------------------------------------------------------ a model

@@ -225,7 +225,7 @@ _ASSUMES = (
     ),
     Assumption(
         "pre-norm, as in the paper's block",
-        lambda one: 1.0 if one.placement == "pre" else 0.9,
+        lambda one: {"pre": 1.0, "none": 0.7}.get(one.placement, 0.9),
         "its norms stand {placement}",
     ),
     Assumption("every token sees all", _mask, "its mask is {mask}"),
@@ -233,6 +233,11 @@ _ASSUMES = (
         "no window",
         lambda one: 1.0 if one.window is None or one.window >= one.context else 0.0,
         "its queries see a window of {window} tokens",
+    ),
+    Assumption(
+        "attention is uniform where tokens are equal",
+        lambda one: {"alibi": 0.5, "relative": 0.7}.get(one.positions, 1.0),
+        "its positions are {positions}",
     ),
     Assumption("the stream is wide", lambda one: one.width / (one.width + 8.0), "its width is {width}"),
 )

@@ -8,7 +8,7 @@ well. Gradients begin at the last state, independent between tokens: their scale
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,12 +20,12 @@ from fullrank.table import Row
 from fullrank.theory.activations import arc_cosine
 from fullrank.theory.assumption import Assumption
 from fullrank.theory.courses import stream_rows
-from fullrank.theory.deepscalelm import (
+from fullrank.theory.deepscalelm import relu_backward_correlation
+from fullrank.theory.deepscalelm_attention import (
     attention_backward,
     attention_backward_covariance,
     attention_covariance,
     attention_variance,
-    relu_backward_correlation,
 )
 from fullrank.theory.giorlandino_goldt_parameters import Parameters, parameters_of
 from fullrank.theory.theory import theory
@@ -58,12 +58,7 @@ def forward(architecture: Architecture, **fields: Any) -> list[Moments]:
         depth + 1 moments.
     """
     one = parameters_of(architecture, **fields)
-    state = _start(one)
-    states = [state]
-    for _ in range(architecture.depth):
-        state = _block(one, state).after
-        states.append(state)
-    return states
+    return _states(one, _blocks(one))
 
 
 def backward(architecture: Architecture, **fields: Any) -> list[Moments]:
@@ -77,10 +72,14 @@ def backward(architecture: Architecture, **fields: Any) -> list[Moments]:
         depth + 1 moments, the last (1, 0).
     """
     one = parameters_of(architecture, **fields)
-    state, blocks = _start(one), []
-    for _ in range(architecture.depth):
-        blocks.append(_block(one, state))
-        state = blocks[-1].after
+    return _gradients(one, _blocks(one))
+
+
+def _states(one: Parameters, blocks: list[_Block]) -> list[Moments]:
+    return [_start(one), *(block.after for block in blocks)]
+
+
+def _gradients(one: Parameters, blocks: list[_Block]) -> list[Moments]:
     found = [Moments(np.ones(one.shape), np.zeros(one.shape))]
     for block in reversed(blocks):
         found.append(_back(one, block, found[-1]))
@@ -101,6 +100,14 @@ class _Block:
     second_read: Moments
     second_sum: Moments
     after: Moments
+
+
+def _blocks(one: Parameters) -> list[_Block]:
+    state, blocks = _start(one), []
+    for _ in range(one.architecture.depth):
+        blocks.append(_block(one, state))
+        state = blocks[-1].after
+    return blocks
 
 
 def _start(one: Parameters) -> Moments:
@@ -190,7 +197,7 @@ def _small(architecture: Architecture) -> float:
         read = max(float(one.square) for one in forward(architecture)[:-1])
     x = (1 - max(0.0, architecture.correlation)) * (architecture.logit_std * read) ** 2
     share = x / math.log(architecture.context)
-    return math.exp(-2 * share * share) if share < 1.5 else 0.0
+    return math.exp(-2 * share) if share < 1.5 else 0.0
 
 
 def _relu(architecture: Architecture) -> float:
@@ -209,11 +216,17 @@ _ASSUMES = (
     ),
     Assumption(
         "norms stand before branches or after sums",
-        lambda one: float(one.placement in ("pre", "post", "none") and one.norm != "batchnorm"),
+        lambda one: {"pre": 1.0, "post": 1.0, "none": 0.7}.get(one.placement, 0.0) * (one.norm != "batchnorm"),
         "its norm is {norm}, {placement}",
     ),
     Assumption("attention comes before the MLP", lambda one: float(not one.parallel), "its branches are parallel"),
     Assumption("logits are not capped", lambda one: float(one.softcap is None), "its logits are capped at {softcap}"),
+    Assumption(
+        "logits depend on positions through tokens alone",
+        lambda one: {"alibi": 0.5, "relative": 0.7}.get(one.positions, 1.0),
+        "its positions are {positions}",
+    ),
+    Assumption("there are many tokens", lambda one: one.context / (one.context + 4.0), "its context is {context}"),
     Assumption("the stream is wide", lambda one: one.width / (one.width + 8.0), "its width is {width}"),
     Assumption(
         "heads are wide",
@@ -240,25 +253,25 @@ def DEEPSCALELM(architecture: Architecture) -> Sequence[Row]:  # noqa: N802 - it
     Returns:
         Rows, layer by layer.
     """
-    states = forward(architecture)
-    rho = np.array([float(one.correlation) for one in states])
-    rows = stream_rows("deepscalelm", architecture, rho, mean_square=np.array([float(one.square) for one in states]))
-    return rows + list(_gradients(architecture))
-
-
-def _gradients(architecture: Architecture) -> Iterator[Row]:
-    for layer, one in enumerate(backward(architecture)):
-        gain = math.sqrt(float(one.square))
-        if math.isfinite(gain):
-            yield Row(
-                architecture.stack,
-                layer,
-                "gradient",
-                "out",
-                "gradient_gain",
-                gain,
-                scope="all",
-                n=None,
-                exact=False,
-                source="theory:deepscalelm",
-            )
+    one = parameters_of(architecture)
+    blocks = _blocks(one)
+    states = _states(one, blocks)
+    rho = np.array([float(state.correlation) for state in states])
+    squares = np.array([float(state.square) for state in states])
+    gains = [math.sqrt(float(gradient.square)) for gradient in _gradients(one, blocks)]
+    return stream_rows("deepscalelm", architecture, rho, mean_square=squares) + [
+        Row(
+            architecture.stack,
+            layer,
+            "gradient",
+            "out",
+            "gradient_gain",
+            gain,
+            scope="all",
+            n=None,
+            exact=False,
+            source="theory:deepscalelm",
+        )
+        for layer, gain in enumerate(gains)
+        if math.isfinite(gain)
+    ]

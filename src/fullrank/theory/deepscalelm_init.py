@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 
 from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
-from fullrank.theory.deepscalelm import (
-    attention_covariance,
-    attention_variance,
-    dropout_correlation,
-    feed_forward_correlation,
-)
+from fullrank.theory.deepscalelm import dropout_correlation, feed_forward_correlation
+from fullrank.theory.deepscalelm_attention import attention_covariance, attention_variance
 
 __all__ = ["FIRST_CORRELATION", "UnitMoments", "unit_moments", "unit_moments_of"]
 
