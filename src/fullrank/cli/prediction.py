@@ -15,10 +15,9 @@ from fullrank.architecture import Architecture
 from fullrank.cli.progress import progress
 from fullrank.errors import TheoryError
 from fullrank.report import Report
+from fullrank.report.agreement import of_overlaid
 from fullrank.report.overlay import Overlay
-from fullrank.report.wording import number
 from fullrank.spec import inputs, load, parse
-from fullrank.table import headline
 from fullrank.verbs.architecture_from_model import architecture_from_model
 from fullrank.verbs.predict import predict
 
@@ -77,9 +76,8 @@ def run(
         from rich.console import Console
 
         Console().print(shown)
-        if isinstance(shown, Overlay):
-            for line in _errors(*shown.reports):
-                typer.echo(line)
+        if isinstance(shown, Overlay) and (said := of_overlaid(shown.reports)):
+            typer.echo(f"\n{said}")
     if html is not None:
         typer.echo(f"\nThe page: {html.resolve()}" if not json else f"The page: {html.resolve()}", err=json)
 
@@ -128,30 +126,6 @@ def _overlaid(spec: str, *, context: int | None, theories: Sequence[str] | None,
         predicted = predict(architecture, theories=theories)
         measured = examine(subject, given, spectrum=False, reference=False, seed=seed, progress=tell)
     return Overlay.of((measured, predicted), labels=("measured", "predicted"))
-
-
-def _errors(measured: Report, predicted: Report) -> list[str]:
-    """How far the primary theory is from the measurement, beside what a constant would be."""
-    assert predicted.prediction is not None
-    courses = [_course(measured, "measured"), _course(predicted, str(predicted.primary))]
-    layers = [layer for layer in courses[0] if layer in courses[1] and layer > 0]
-    if not layers:
-        return []
-    first = courses[0].get(0, 0.0)
-    wrong = sum(abs(courses[0][layer] - courses[1][layer]) for layer in layers) / len(layers)
-    constant = sum(abs(courses[0][layer] - first) for layer in layers) / len(layers)
-    return [
-        "",
-        f"similarity over {len(layers)} layers: {predicted.primary} errs by {number(wrong)} on average, "
-        f"'nothing changes with depth' by {number(constant)}.",
-    ]
-
-
-def _course(report: Report, source: str) -> dict[int, float]:
-    rows = [r for r in report.rows if (r.source, r.metric, r.site, r.part) == (source, "similarity", "stream", "out")]
-    stack = rows[0].stack if rows else ""
-    scope = headline({row.scope for row in rows if row.stack == stack}) if rows else ""
-    return {r.layer: r.value for r in rows if r.stack == stack and r.scope == scope and r.value is not None}
 
 
 def _json(shown: Any) -> str:

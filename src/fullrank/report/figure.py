@@ -18,7 +18,7 @@ __all__ = ["as_figure", "draw"]
 
 
 def draw(series: Sequence[Series], metric: str, *, logarithmic: bool = False, **place: str | None) -> Spec:
-    """Layers × heads for a metric that heads have, a profile over depth for any other.
+    """Layers × heads for a metric that heads have, a profile over depth for any other and beside a theory of it.
 
     Args:
         series: what to draw together.
@@ -36,7 +36,8 @@ def draw(series: Sequence[Series], metric: str, *, logarithmic: bool = False, **
     if not rows:
         have = ", ".join(sorted({row.metric for one in series for row in one.rows})) or "no rows"
         raise TableError(f"metric={metric!r} is not in this report; it has {have}.")
-    if any(row.head is not None for row in rows):
+    theories = any(row.head is None and row.source.startswith("theory:") for row in rows)
+    if any(row.head is not None for row in rows) and not theories:
         return heads(series, metric, **place)
     return profile(series, metric, logarithmic=logarithmic, **place)
 

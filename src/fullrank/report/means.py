@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from fullrank.table import Row
 
-__all__ = ["by_layer", "entering", "mean_of"]
+__all__ = ["by_layer", "entering", "mean_of", "over_heads"]
 
 
 def entering(rows: Iterable[Row]) -> list[Row]:
@@ -48,3 +49,19 @@ def by_layer(rows: Iterable[Row]) -> dict[int, tuple[float, float | None]]:
     for row in rows:
         layers.setdefault(row.layer, []).append(row)
     return {layer: mean_of(known) for layer, group in sorted(layers.items()) if (known := entering(group))}
+
+
+def over_heads(rows: Iterable[Row]) -> list[Row]:
+    """Rows that belong to no head: at every place and layer the mean over heads, which is what a theory speaks of."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = (row.source, row.stack, row.layer, row.site, row.part, row.scope, row.metric)
+        groups.setdefault(key, []).append(row)
+    found = []
+    for group in groups.values():
+        if known := entering(group):
+            value, stderr = mean_of(known)
+            exact = all(row.exact for row in known)
+            note = "mean over heads"
+            found.append(replace(known[0], head=None, value=value, stderr=stderr, exact=exact, note=note))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fullrank.report.opening_theory import dotted, theories_figure
 from fullrank.report.style import (
     ACCENT,
     COLOURS,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["depth_figure", "head_map", "opening"]
 
+_SHARE = "share particular to a token"
 _GREY = "rgba(120, 124, 128, 0.34)"
 _MARKS = {"pointer": "triangle-up", "mixer": "circle", "average": "square", "sink": "x"}
 _CORNERS = (  # where entropy and selectivity are both high or low, of the plot's width and height
@@ -37,19 +39,33 @@ _CORNERS = (  # where entropy and selectivity are both high or low, of the plot'
 )
 
 
-def opening(report: Report) -> dict[str, Any] | None:
-    """Both figures of a report; None where it has not the numbers for either."""
-    depth, heads = depth_figure(report), head_map(report)
+def opening(report: Report, among: Sequence[Report] = ()) -> dict[str, Any] | None:
+    """Both figures of a report; None where it has not the numbers for either.
+
+    Args:
+        report: measured, or predicted: then its figures are of theories.
+        among: what it is shown with; what is predicted there is drawn into a measured report's first figure.
+
+    Returns:
+        `depth`, and `heads` or `theories`.
+    """
+    if report.prediction is not None:
+        depth = theories_figure(report, "token_energy", _SHARE)
+        theories = theories_figure(report, "similarity", "similarity")
+        return {"depth": depth, "theories": theories} if depth or theories else None
+    depth, heads = depth_figure(report, [one for one in among if one.prediction is not None]), head_map(report)
     return {"depth": depth, "heads": heads} if depth or heads else None
 
 
-def depth_figure(report: Report) -> Spec | None:
+def depth_figure(report: Report, predicted: Sequence[Report] = ()) -> Spec | None:
     """The share of the stream's energy that is particular to a token, over depth, one panel per stack.
 
-    The ribbon is the same of the same architecture at its own initialisation, two standard errors wide on each side.
+    The ribbon is the same of the same architecture at its own initialisation, two standard errors wide on each side;
+    dotted is what theories say.
 
     Args:
         report: with or without a reference.
+        predicted: reports of theories.
 
     Returns:
         The figure; None where the report has no such numbers.
@@ -66,6 +82,8 @@ def depth_figure(report: Report) -> Spec | None:
         if stack in expected:
             data += [one | axes for one in _ribbon(expected[stack], first=panel == 0)]
         data.append(_line(rows, first=panel == 0) | axes)
+        for one in predicted:
+            data += [line | axes | {"showlegend": panel == 0} for line in dotted(one, "token_energy").get(stack, [])]
         layers = [row.layer for row in rows]
         layout[axis_key("x", panel)] = layer_axis(layers) | {
             "domain": list(domains[panel]),
@@ -74,7 +92,7 @@ def depth_figure(report: Report) -> Spec | None:
         layout[axis_key("y", panel)] = {"range": [0, 1.03], "anchor": axis_name("x", panel)}
         if len(found) > 1:
             layout["annotations"].append(caption(stack, domains[panel][0]))
-    layout["yaxis"] |= {"title": {"text": "share particular to a token"}}
+    layout["yaxis"] |= {"title": {"text": _SHARE}}
     if len(found) > 1:  # room for the panels' titles below the legend
         layout["margin"]["t"] = 64
         layout["legend"] = {"orientation": "h", "x": 0, "y": 1.1, "yanchor": "bottom", "font": {"size": 12}}

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from fullrank.report.agreement import of_overlaid
 from fullrank.report.courses import courses
 from fullrank.report.embedded import embedded, script_safe
 from fullrank.report.glossary import term
-from fullrank.report.headlines import headlines
+from fullrank.report.headlines_predicted import tables_of
 from fullrank.report.opening import opening
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.terminal_diagnosis import KINDS, beside, compared, effect_words, named_once, weights_look
+from fullrank.report.terminal_prediction import answer_facts
 from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, kernel_words, model_title, number, row_notes, scope_words
 
@@ -43,7 +45,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
     series = series_of(reports, labels)
     data = embedded(reports, labels, series, of="report" if variants is None else "variant")
     data["series"] = None if variants is None else courses(variants)
-    data["openings"] = [opening(report) for report in reports]
+    data["openings"] = [opening(report, reports) for report in reports]
     return _render(
         "page.html",
         title=_title(reports, labels, variants),
@@ -52,6 +54,8 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         scope_words=scope_words,
         number=number,
         effect_words=effect_words,
+        answer_facts=answer_facts,
+        foretold_only=all(report.prediction is not None for report in reports),
         weights_look=weights_look,
         named_once=named_once,
         compared=compared,
@@ -79,9 +83,7 @@ def summary(reports: Sequence[Report], labels: Sequence[str]) -> str:
 def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:
     overviews = []
     for report, label in _pairs(reports, labels):
-        tables = []
-        for one in series_of((report,), ("",)):
-            tables += [(one.label, beside(table, report)) for table in headlines(one.rows)]
+        tables = [(label, beside(table, report)) for label, table in tables_of(report)]
         overviews.append(
             {
                 "label": label,
@@ -92,6 +94,8 @@ def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[st
                 "row_notes": row_notes(report.rows),
                 "tables": tables,
                 "diagnosis": report.diagnosis,
+                "prediction": report.prediction,
+                "agreement": "" if report.prediction is None else of_overlaid(reports),
                 "opening": opening(report) is not None,
                 "rows": len(report.rows),
                 "trends": steepest(report.context_slopes, report.rows),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from fullrank.errors import TableError
 from fullrank.report.glossary import term
+from fullrank.report.means import over_heads
 from fullrank.report.places import place_of, place_words
-from fullrank.report.series import Series, select
+from fullrank.report.series import Series, select, series_colour
 from fullrank.report.style import (
     COLOURS,
     MUTED,
@@ -21,7 +22,6 @@ from fullrank.report.style import (
     layer_axis,
     meaning,
     panels,
-    shade,
     wrapped,
 )
 from fullrank.report.wording import at_floor, evidence, number
@@ -47,7 +47,8 @@ def profile(
     """Value against layer. `mid` stands half a layer before its block's output, where it is in the model.
 
     Several series are told apart by colour, places by mark and dash; of one series the places have colours too. Of
-    several, only block outputs are shown at first; a click on its name in the legend adds another place.
+    several, only block outputs are shown at first; a click on its name in the legend adds another place. What a theory
+    says is dotted.
 
     Returns:
         The figure.
@@ -56,7 +57,8 @@ def profile(
         TableError: where no series has the metric at that place.
     """
     words = term(metric)
-    found = {one.label: _chosen(one, metric, scope, stack, site, part, source) for one in series}
+    whole = any(row.head is None and row.metric == metric for one in series for row in one.rows)
+    found = {one.label: _chosen(one, metric, scope, stack, site, part, source, whole=whole) for one in series}
     everything = [row for rows in found.values() for row in rows]
     if not everything:  # says what there is instead
         rows = [row for one in series for row in one.rows if row.head is None]
@@ -64,6 +66,7 @@ def profile(
     stacks = list(dict.fromkeys(row.stack for row in everything))
     places = sorted(dict.fromkeys(map(place_of, everything)), key=_order)
     domains = panels(len(stacks))
+    crowded = sum(not one.predicted for one in series) > len(COLOURS)
     data: list[Spec] = []
     layout: Spec = {"annotations": [], "shapes": [], "height": 420, "showlegend": len(series) * len(places) > 1}
     for panel, name in enumerate(stacks):
@@ -87,12 +90,10 @@ def profile(
                 rows = [row for row in found[one.label] if row.stack == name and place_of(row) == place]
                 if not rows:
                     continue
-                if len(series) > len(COLOURS) and place != ("stream", "out") and ("stream", "out") in places:
+                if crowded and place != ("stream", "out") and ("stream", "out") in places:
                     continue  # a legend of so many lines could not be read
-                colour = COLOURS[(index if len(series) > 1 else position) % len(COLOURS)]
-                if len(series) > len(COLOURS):
-                    colour = shade(index, range(len(series)))
-                trace = _trace(rows, place, position, one.label, colour, meaning(words))
+                colour = series_colour(series, index) if len(series) > 1 else COLOURS[position % len(COLOURS)]
+                trace = _trace(rows, place, position, one, colour, meaning(words))
                 trace |= {"xaxis": axis_name("x", panel), "yaxis": axis_name("y", panel)}
                 if len(series) > 1 and place != ("stream", "out") and ("stream", "out") in places:
                     trace["visible"] = "legendonly"  # a click on its name shows it
@@ -110,22 +111,30 @@ def _chosen(
     site: str | None,
     part: str | None,
     source: str | None,
+    *,
+    whole: bool,
 ) -> list[Row]:
-    if not any(row.metric == metric for row in one.rows):
+    of_metric = [row for row in one.rows if row.metric == metric]
+    rows = [row for row in of_metric if row.head is None]
+    if whole and not rows:  # what heads have here stands beside what another series says of their mean
+        rows = over_heads(of_metric)
+    if not rows:
         return []
-    rows = [row for row in one.rows if row.head is None]
     try:
         return select(rows, metric, scope=scope, stack=stack, site=site, part=part, source=source)
     except TableError:  # the other series may have it
         return []
 
 
-def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, colour: str, words: str) -> Spec:
+def _trace(rows: list[Row], place: tuple[str, str], position: int, one: Series, colour: str, words: str) -> Spec:
     site, part = place
+    label = one.label
     rows = sorted(rows, key=lambda row: row.layer)
     middle = part == "mid" and site in ("stream", "read", "gradient")
     kind = site if site == "read" else part
     symbol, dash = _MARKS.get(kind) or _OTHER[position % len(_OTHER)]
+    if one.predicted:
+        dash = "dot"
     name = " · ".join(words for words in (label, place_words(site, part)) if words)
     spread = [drawable(row.stderr) for row in rows]
     return {
@@ -142,7 +151,7 @@ def _trace(rows: list[Row], place: tuple[str, str], position: int, label: str, c
         "line": {"color": colour, "width": 2 if kind == "out" else 1.2, "dash": dash},
         "marker": {
             "color": colour,
-            "size": 7,
+            "size": 5 if one.predicted else 7,
             "symbol": ["triangle-down" if at_floor(row) else symbol for row in rows],
         },
         "hovertemplate": f"<b>layer %{{customdata[0]}}</b> %{{customdata[3]}}: <b>%{{customdata[1]}}</b>"

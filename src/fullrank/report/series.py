@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from fullrank.errors import TableError
 from fullrank.report.spectrum import HeadSpectrum
+from fullrank.report.style import COLOURS, MUTED, shade
 from fullrank.table import Row, Slope, headline
 
 if TYPE_CHECKING:
     from fullrank.report.report import Report
 
-__all__ = ["Series", "default_labels", "select", "series_of"]
+__all__ = ["Series", "default_labels", "select", "series_colour", "series_of"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Series:
     causal: frozenset[str] = frozenset()
     nulls: tuple[tuple[str, str, float], ...] = ()
     slopes: tuple[Slope, ...] = ()
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the rows are a theory's: figures draw them dotted."""
+        return bool(self.rows) and self.rows[0].source.startswith("theory:")
 
     def null(self, stack: str, metric: str) -> float | None:
         """What isotropic Gaussian tokens give, where the report says so."""
@@ -61,6 +67,25 @@ def series_of(reports: Sequence[Report], labels: Sequence[str]) -> tuple[Series,
             spectra, slopes = (report.spectra, report.context_slopes) if own else ((), ())
             series.append(Series(name, tuple(rows), spectra, causal, nulls, slopes))
     return tuple(series)
+
+
+def series_colour(series: Sequence[Series], index: int) -> str:
+    """Measured series first, in the palette's order or, where they are too many, in shades; then theories.
+
+    Args:
+        series: what is drawn together; theories in the order of their standing.
+        index: of one of them.
+
+    Returns:
+        The colour; grey for theories that the palette does not reach.
+    """
+    measured = [place for place, one in enumerate(series) if not one.predicted]
+    if index in measured:
+        if len(measured) > len(COLOURS):
+            return shade(measured.index(index), range(len(measured)))
+        return COLOURS[measured.index(index)]
+    taken = min(len(measured), len(COLOURS)) + sum(one.predicted for one in series[:index])
+    return COLOURS[taken] if taken < len(COLOURS) else MUTED
 
 
 def default_labels(reports: Sequence[Report]) -> tuple[str, ...]:

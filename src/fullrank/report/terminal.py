@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fullrank.report.headlines import Cell, Column, Headlines, headlines
+from fullrank.report.headlines import Cell, Column, Headlines
+from fullrank.report.headlines_predicted import tables_of
 from fullrank.report.remarks import remarks
-from fullrank.report.series import series_of
 from fullrank.report.terminal_diagnosis import TIMES, beside, checked, verdicts
 from fullrank.report.terminal_prediction import NEXT, answered, left_out
+from fullrank.report.terminal_prediction import plain_words as _plain
 from fullrank.report.trends import contexts_of, counted, steepest
 from fullrank.report.wording import examined, row_notes, scope_words
 
@@ -56,16 +57,15 @@ def render(
             yield Text()
         floor = False
         scopes: dict[str, None] = {}
-        for one in series_of((report,), ("",)):
-            for table in headlines(one.rows):
-                title = Text(table.title, style="bold")
-                if one.label:
-                    title.append(f"  {one.label}", style="dim")
-                yield title
-                for part in _fitting(beside(table, report), width):
-                    yield _grid(part, width=width, ascii_only=ascii_only)
-                floor = floor or table.has_floor
-                scopes |= dict.fromkeys(table.scopes)
+        for source, table in tables_of(report):
+            title = Text(_plain(table.title) if ascii_only else table.title, style="bold")
+            if source:
+                title.append(f"  {source}", style="dim")
+            yield title
+            for part in _fitting(beside(table, report), width):
+                yield _grid(part, width=width, ascii_only=ascii_only)
+            floor = floor or table.has_floor
+            scopes |= dict.fromkeys(table.scopes)
         for scope in scopes:
             yield Text(f"{scope}: {scope_words(scope)}", style="dim")
         if floor:

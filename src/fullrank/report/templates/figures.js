@@ -120,7 +120,7 @@ function chooser(panel, source, plot, after = () => {}) {
 
 function showOpenings() {
   DATA.openings.forEach((one, index) => {
-    for (const [name, said] of [["depth", "share of the stream particular to a token, over depth"], ["heads", "every head by entropy and selectivity"]]) {
+    for (const [name, said] of [["depth", "share of the stream particular to a token, over depth"], ["heads", "every head by entropy and selectivity"], ["theories", "similarity of tokens over depth, by theory"]]) {
       const element = byId(`opening-${name}-${index}`);
       if (!element) continue;
       element.closest("figure").hidden = !one[name];
