@@ -1,7 +1,8 @@
 r"""How far the singular values of a real attention map are from those of a random Markov matrix.
 
-The map has its outlier taken off, and what is left is laid over the law of the bulk with σ from the map's own second
-moment, $\sigma^2 = T(Y_2 - 1/T)$: no parameter is fitted to the shape. Two distances of the values: Kolmogorov's,
+The map has its outlier taken off, and what is left is laid over the law of the bulk with σ from its own second moment,
+$\sigma^2 = \sum_is_i^2$ of what is left: no parameter is fitted to the shape, and column preferences that all rows
+share, which are in the outlier, do not count against the model. Two distances of the values: Kolmogorov's,
 $\sup_s|F_n(s) - F(s)|$ in [0, 1], and Wasserstein's, $\int|F_n - F|\,ds$ over the edge. True random Markov matrices at
 that T and σ are at the distances of `null_distances`: what lies beyond their largest is no scatter. mind_the_gap
 (arXiv 2410.07799) assumes the law; here it is tested.
@@ -43,7 +44,7 @@ class BulkDistance(NamedTuple):
     Attributes:
         kolmogorov: largest difference of the distribution functions, in [0, 1].
         wasserstein: area between the distribution functions, in units of the edge.
-        edge: of the quarter circle with the map's second moment, $2\sqrt{Y_2 - 1/T}$.
+        edge: of the quarter circle with that second moment, $2\sigma/\sqrt T$.
         largest: the bulk's largest singular value over that edge; 1 for full attention in the model.
     """
 
@@ -102,12 +103,12 @@ def _late(A: Array) -> Array:
     return np.asarray((A - np.tri(count) / np.arange(1, count + 1)[:, None])[..., count // 2 :, :])
 
 
-def bulk_distance(values: ArrayLike, excess: ArrayLike, *, law: Law | None = None) -> BulkDistance:
-    r"""Distance of a bulk from the quarter circle with edge $2\sqrt{Y_2 - 1/T}$, or from another law.
+def bulk_distance(values: ArrayLike, excess: ArrayLike | None = None, *, law: Law | None = None) -> BulkDistance:
+    r"""Distance of a bulk from the quarter circle with edge $2\sigma/\sqrt T$, or from another law.
 
     Args:
         values: (…, n) singular values of the bulk, in any order.
-        excess: (…) the map's $Y_2 - 1/T$.
+        excess: (…) σ²/T; by default the mean square of the values, else for example `row_excess` of the map.
         law: distribution function of (s, that edge); by default `quarter_circle.cdf`.
 
     Returns:
@@ -116,10 +117,11 @@ def bulk_distance(values: ArrayLike, excess: ArrayLike, *, law: Law | None = Non
     Raises:
         TheoryError: where there is no bulk, as for attention that is exactly uniform.
     """
-    s, energy = np.sort(np.asarray(values, float), -1), np.asarray(excess, float)
+    s = np.sort(np.asarray(values, float), -1)
     count = s.shape[-1]
+    energy = np.asarray(np.square(s).mean(-1) if excess is None else excess, float)
     if not np.all(energy > 0):
-        raise TheoryError("excess= must be above 0: attention that is uniform has no bulk.")
+        raise TheoryError("the second moment of a bulk must be above 0: attention that is uniform has no bulk.")
     edge = 2 * np.sqrt(energy)
     of_law = law or (lambda place, at: quarter_circle.cdf(place, edge=at))
     F = of_law(s, edge[..., None])
@@ -154,8 +156,9 @@ def late_law(tokens: int, logit_std: float, *, draws: int = 20, seed: int = 1) -
         For `bulk_distance`.
     """
     maps = random_maps(tokens, logit_std, draws=draws, seed=seed, causal=True)
-    edges = 2 * np.sqrt(row_excess(maps, causal=True))
-    pooled = np.sort((bulk_values(maps, causal=True) / edges[:, None]).ravel())
+    values = bulk_values(maps, causal=True)
+    edges = 2 * np.sqrt(np.square(values).mean(-1))
+    pooled = np.sort((values / edges[:, None]).ravel())
     shares = (np.arange(pooled.size) + 0.5) / pooled.size
     return lambda place, at: np.asarray(np.interp(place / at, pooled, shares, left=0.0, right=1.0))
 
@@ -182,4 +185,4 @@ def null_distances(
     if causal and law is None:
         law = late_law(tokens, logit_std, seed=seed + 1)
     maps = random_maps(tokens, logit_std, draws=draws, seed=seed, causal=causal)
-    return bulk_distance(bulk_values(maps, causal=causal), row_excess(maps, causal=causal), law=law)
+    return bulk_distance(bulk_values(maps, causal=causal), law=law)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["key_query_cdf", "key_query_density", "key_query_edge"]
+__all__ = ["key_query_cdf", "key_query_density", "key_query_edge", "key_query_stable_rank"]
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def key_query_edge(linear: ArrayLike, rest: ArrayLike, *, ratio: ArrayLike, narr
         The largest singular value: $2\sqrt{\text{linear} + \text{rest}}$ for y → ∞, 0 where both are 0.
     """
     energy, v, y, w = np.broadcast_arrays(*(np.asarray(one, float) for one in (linear, rest, ratio, narrowing)))
-    kappa = np.sqrt(np.maximum(energy, 1e-300) / y)
+    kappa = np.sqrt(np.maximum(energy, np.maximum(1e-10 * v, 1e-300)) / y)  # a floor keeps z within reach
 
     def place(log_z: Array) -> Array:
         z = np.exp(log_z)
@@ -94,6 +94,32 @@ def key_query_cdf(s: ArrayLike, linear: float, rest: float, *, ratio: float) -> 
     p = key_query_density(nodes, linear, rest, ratio=ratio)
     above = np.concatenate([[0.0], np.cumsum(((p[1:] + p[:-1]) / 2 * np.diff(nodes))[::-1])])[::-1]
     return np.asarray(np.clip(1 - np.interp(np.asarray(s, float), nodes, above, right=0.0), 0.0, 1.0))
+
+
+def key_query_stable_rank(linear: ArrayLike, rest: ArrayLike, *, tokens: ArrayLike, ratio: ArrayLike) -> Array:
+    r"""Gram stable rank of $(A - J)XW$, $XX^\top = I$, square Gaussian W, for key–query maps: again in proportion to T.
+
+    The bulk's moments are $m_2 = \text{linear} + \text{rest}$ and $m_4 = \text{linear}^2/y + 2m_2^2$, the product's
+    edge is $\min_x x^3g(x)$ over x above the bulk, and $\mathrm{sr} = T(m_4 + m_2^2)/\text{edge}^2$.
+
+    Args:
+        linear: as in `key_query_edge`.
+        rest: as there.
+        tokens: T.
+        ratio: y.
+
+    Returns:
+        The gram stable rank; below that of independent rows, `mind_the_gap.stable_rank_centred`.
+    """
+    energy, v, y = np.broadcast_arrays(*(np.asarray(one, float) for one in (linear, rest, ratio)))
+    kappa = np.sqrt(energy / y)
+    z = np.geomspace(1e-6, 1e3, 4000).reshape(-1, *(1,) * y.ndim)
+    wide = kappa * np.sqrt((1 + z) / z)
+    x = wide * (1 + y * z) + v / wide
+    # x falls with z down to the bulk's edge; places beyond that are none of the resolvent's
+    edge = np.min(np.where(np.minimum.accumulate(x) == x, x**3 / wide, np.inf), 0)
+    total = np.square(energy + v)
+    return np.asarray(np.asarray(tokens, float) * (np.square(energy) / y + 3 * total) / edge**2)
 
 
 def _roots(terms: Array) -> Array:

@@ -49,7 +49,8 @@ Array = NDArray[np.float64]
 def stable_rank(layers: ArrayLike, *, tokens: ArrayLike, ratio: ArrayLike = 1.0, deviation: ArrayLike = 1.0) -> Array:
     r"""$\mathrm{sr}(\Sigma_\ell) \simeq 1 + (1+\ell+\ell\gamma)\,\sigma^{4\ell}\,T^{1-2\ell}$ after ℓ layers.
 
-    Of attention-only layers $X_\ell = A_\ell X_{\ell-1}W_\ell$ with Gaussian W and $X_0X_0^\top = I$; no skip, no norm. Collapse in width.
+    Of attention-only layers $X_\ell = A_\ell X_{\ell-1}W_\ell$ with Gaussian W and $X_0X_0^\top = I$; no skip, no norm.
+    Collapse in width: it is 1 for many tokens.
 
     Args:
         layers: ℓ ≥ 1.

@@ -23,6 +23,7 @@ __all__ = [
     "differential_edge",
     "differential_eigenvalue",
     "differential_outlier",
+    "differential_strength",
     "eigenvalue_edge",
     "energy",
     "outlier",
@@ -154,6 +155,20 @@ def differential_eigenvalue(strength: ArrayLike) -> Array:
         The eigenvalue; 0 at λ = 1, where differential attention is centred.
     """
     return np.asarray(1 - np.asarray(strength, float))
+
+
+def differential_strength(layer: ArrayLike) -> Array:
+    r"""$\lambda_{init}(l) = 0.8 - 0.6e^{-0.3l}$, with which the layers of differential transformers begin.
+
+    Early layers keep most of the outlier, deep ones little. Source: arXiv 2410.05258.
+
+    Args:
+        layer: l, from 0.
+
+    Returns:
+        λ, from 0.2 to 0.8.
+    """
+    return np.asarray(0.8 - 0.6 * np.exp(-0.3 * np.asarray(layer, float)))
 
 
 def differential_edge(strength: ArrayLike, deviation: ArrayLike, *, tokens: ArrayLike) -> Array:
