@@ -1,11 +1,11 @@
 r"""Normalisation and isometry (arXiv 2305.18399, 2310.02012): the isometry gap of a batch over layers.
 
-**Assumes** wide layers $h^+ = \mathrm{LN}(\varphi(Wh))$ with Gaussian weights and a layer norm that centres over
-features, or linear layers with orthogonal weights and a batch norm where said.
+**Assumes** wide layers $h^+ = \mathrm{LN}(\sigma(Wh))$ with Gaussian weights and a layer norm that centres over
+features, or linear layers with a batch norm that does not centre where said.
 
 **Symbols.** $n$ `samples`; their Gram matrix $K$ of shape (n, n), `gram`; isometry gap
 $\phi = \log\tfrac{\mathrm{Tr}K}n - \tfrac1n\log\det K \ge 0$, 0 for orthogonal vectors of one length;
-$c_k$ the normalised Hermite coefficients of φ, the `activation`.
+$c_k$ the normalised Hermite coefficients of σ, the `activation`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fullrank.theory.activations import ACTIVATIONS, overlap
 
 __all__ = [
     "centered_kernel",
+    "gaussian_isometry_growth",
     "isometry_base",
     "isometry_course",
     "isometry_gap_of",
@@ -118,7 +119,7 @@ def centered_kernel(cosine: ArrayLike, activation: str) -> Array:
 
 
 def isometry_course(gram: ArrayLike, *, depth: int, activation: str) -> Array:
-    r"""Isometry gap before the first and after every wide layer LN(φ(Wh)): the kernel's map, entry by entry.
+    r"""Isometry gap before the first and after every wide layer LN(σ(Wh)): the kernel's map, entry by entry.
 
     Args:
         gram: K of the inputs, of shape (n, n). Their lengths count before the first layer only: inputs are taken at
@@ -140,7 +141,7 @@ def isometry_course(gram: ArrayLike, *, depth: int, activation: str) -> Array:
     return np.asarray(found)
 
 
-# ------------------------------------------------------------ orthogonal weights and a batch norm
+# ------------------------------------------------------------ linear layers with a batch norm
 
 
 def orthogonal_isometry_bound(layers: ArrayLike, *, gap: ArrayLike, width: ArrayLike, constant: float = 0.015) -> Array:
@@ -172,6 +173,27 @@ def orthogonal_isometry_rate(width: ArrayLike) -> Array:
         In (0, 1).
     """  # noqa: E501 - one sentence
     return np.asarray(2 / (np.asarray(width, float) + 2))
+
+
+def gaussian_isometry_growth(width: int, *, participation: ArrayLike) -> Array:
+    r"""Growth of the gap a layer with Gaussian weights and as many samples as features: without end, by about 1 − 1/r.
+
+    $\log d - \tfrac1d\sum_{k=1}^d[\log 2 + \psi(\tfrac k2)]$ by the determinant of the weights, less about $1/r$ by the
+    norm, which evens out rows of size $\sum_a\lambda_aw_a^2$; $r$ is what the participation ratio of the states settles
+    at (`fullrank.theory.batchnorm.stationary_soft_rank`). In floating point the gap stops growing once the smallest
+    singular value is rounding, in float64 near 40 to 50: a measured gap of that size is a floor.
+
+    Args:
+        width: d = n.
+        participation: r.
+
+    Returns:
+        Nats a layer; with an error of a few hundredths.
+    """
+    from scipy.special import digamma
+
+    volume = np.log(width) - np.mean(np.log(2) + digamma(np.arange(1, width + 1) / 2))
+    return np.asarray(volume - 1 / np.asarray(participation, float))
 
 
 def _function(activation: Activation) -> Callable[[Array], ArrayLike]:
