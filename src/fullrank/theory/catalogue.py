@@ -10,13 +10,22 @@ from fullrank.theory.batchnorm_course import BATCHNORM
 from fullrank.theory.cowsik import COWSIK
 from fullrank.theory.deepscalelm_course import DEEPSCALELM
 from fullrank.theory.giorlandino_goldt import giorlandino_goldt
+from fullrank.theory.mind_the_gap import MIND_THE_GAP
 from fullrank.theory.noci import NOCI
 from fullrank.theory.theory import Theory
 from fullrank.theory.wu_masks_layernorm_course import WU_MASKS_LAYERNORM
 
 __all__ = ["THEORIES", "chosen", "ranked"]
 
-THEORIES: tuple[Theory, ...] = (giorlandino_goldt, NOCI, WU_MASKS_LAYERNORM, COWSIK, BATCHNORM, DEEPSCALELM)
+THEORIES: tuple[Theory, ...] = (
+    giorlandino_goldt,
+    NOCI,
+    WU_MASKS_LAYERNORM,
+    COWSIK,
+    BATCHNORM,
+    DEEPSCALELM,
+    MIND_THE_GAP,
+)
 """In the order in which those that fit equally well are listed."""
 
 
