@@ -59,19 +59,21 @@ def uniform_course(
 
 def _powers(tokens: int, depth: int, *, causal: bool, window: int | None) -> Iterator[Array]:
     """A^l for l = 0 … depth, each from the one before by running sums over the keys that a query sees."""
+    behind = min(tokens - 1, tokens if window is None else window - 1 if causal else window // 2)
+    ahead = 0 if causal else behind
     place = np.arange(tokens)
-    reach = tokens if window is None else window - 1 if causal else window // 2
-    first, last = np.maximum(place - reach, 0), place if causal else np.minimum(place + reach, tokens - 1)
+    seen = np.minimum(place, behind) + np.minimum(tokens - 1 - place, ahead) + 1.0
     rows = np.eye(tokens)
     yield rows
     for _ in range(depth):
-        if first[-1] == 0 and last[0] == tokens - 1:  # full attention: every row is the mean
+        if ahead == tokens - 1:  # full attention: every row is the mean
             rows = np.broadcast_to(rows.mean(0), rows.shape)
         else:
-            running = np.concatenate([np.zeros((1, tokens)), rows.cumsum(0)])
-            rows = running[last + 1]
-            rows -= running[first]
-            rows /= (last + 1 - first)[:, None]
+            running = rows.cumsum(0)
+            last = np.broadcast_to(running[-1], (ahead, tokens))
+            rows = np.concatenate([running[ahead:], last]) if ahead else running.copy()
+            rows[behind + 1 :] -= running[: tokens - behind - 1]
+            rows /= seen[:, None]
         yield rows
 
 
@@ -82,7 +84,8 @@ def _similarity_and_residual(rows: Array, rho: Array) -> tuple[Array, Array]:
     length = own * np.einsum("ij,ij->i", rows, rows) + common  # of each token, squared
     weight = 1 / np.sqrt(length)
     together = (1 - rho) * np.square(weight @ rows).sum(-1) + rho * weight.sum(-1) ** 2
-    apart = (1 - rho) * np.square(rows - rows.mean(0)).sum()
+    centred = rows - rows.mean(0)
+    apart = (1 - rho) * np.vdot(centred, centred)
     return np.asarray((together - count) / (count * (count - 1))), np.sqrt(apart / length.sum(-1))
 
 
