@@ -252,3 +252,15 @@ def test_it_says_nothing_of_tokens_that_are_not_alike_and_less_the_less_alike_th
     assert "mean cosine of 0" in COWSIK.reasons(one)[0]
     assert COWSIK.fit(one.with_(correlation=0.9)) < COWSIK.fit(one.with_(correlation=0.99)) < 1
     assert COWSIK.fit(one.with_(correlation=0.99, window=16)) == 0
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_a_stream_without_norms_may_grow_beyond_any_number_and_exponents_stay_finite(mask):
+    one = Architecture(depth=300, width=128, heads=4, norm="none", placement="none", activation="relu", mask=mask)
+    wild = one.with_(correlation=0.99, mlp_std=0.6)  # 1e60 after some 25 blocks
+    short, long = exponents(wild.with_(depth=10)), exponents(wild)
+    assert float(long.angle) == pytest.approx(float(short.angle), abs=0.01)
+    assert float(long.gradient) == pytest.approx(float(short.gradient), rel=0.1)
+    assert all(math.isfinite(row.value) for row in COWSIK.rows(wild))
+    still = one.with_(placement="peri", norm="layernorm", value_std=0.0, correlation=0.99)  # a norm of nothing
+    assert all(math.isfinite(row.value) for row in COWSIK.rows(still))

@@ -350,3 +350,10 @@ def test_an_architecture_typed_with_its_unit_moments_is_predicted_to_keep_them()
             unit_moments(**wrong)
     with pytest.raises(TheoryError, match="this one is gated gelu"):
         unit_moments_of(one.with_(activation="gelu", gated=True))
+
+
+def test_a_stream_that_grows_beyond_any_number_is_held_and_left_out():
+    one = relu_stack("none", 128, 64, 200, 0.5).with_(mlp_std=0.6)
+    assert all(np.isfinite(state.square) and np.isfinite(state.product) for state in forward(one))
+    assert all(np.isfinite(state.square) for state in backward(one))
+    assert DEEPSCALELM.fit(one) == 0

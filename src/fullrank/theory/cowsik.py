@@ -193,7 +193,7 @@ def exponents(architecture: Architecture, **fields: Any) -> Exponents:
 
 def _exponents(one: Parameters, state: State) -> Exponents:
     L = one.depth
-    angle = state.apart(one) - np.log(state.size) + np.log(np.broadcast_to(one.input_square, one.shape))
+    angle = state.apart(one) - state.growth
     return Exponents(
         np.asarray(angle / L),
         np.asarray(state.gradient(one) / L),
@@ -266,8 +266,8 @@ def COWSIK(architecture: Architecture) -> Sequence[Row]:  # noqa: N802 - it beco
     sizes, lost = [], []
     for state in course(one):
         sizes.append(float(state.size))
-        lost.append(float(state.apart(one, late=late) - np.log(state.size)))
-    apart = (1 - architecture.correlation) * np.exp(np.array(lost) - lost[0])
+        lost.append(float(state.apart(one, late=late) - state.growth))
+    apart = (1 - architecture.correlation) * np.exp(np.minimum(lost, 99.0))  # beyond 1 in any case
     rows = stream_rows("cowsik", architecture, 1 - np.minimum(apart, 1.0), mean_square=np.array(sizes))
     found = _exponents(one, state)
     numbers = [("angle_exponent", "all", found.angle), ("gradient_exponent", "all", found.gradient)]

@@ -90,7 +90,9 @@ def _read(one: Parameters, q: Array) -> tuple[Array, Array]:
 def _normed(one: Parameters, branch: _Branch) -> _Branch:
     if one.architecture.placement not in ("peri", "res-post"):
         return branch
-    return _Branch(np.ones_like(branch.square), branch.gain / branch.square)
+    some = np.asarray(branch.square > 0)  # a norm of nothing writes nothing
+    gain = np.divide(branch.gain, branch.square, out=np.zeros(np.shape(branch.gain * branch.square)), where=some)
+    return _Branch(some.astype(np.float64), gain)
 
 
 def _attention(one: Parameters, q: Array) -> _Branch:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fullrank.theory.cesaro import causal_shares
 from fullrank.theory.cowsik_block import step
+from fullrank.theory.giorlandino_goldt_map import UNBOUNDED
 from fullrank.theory.giorlandino_goldt_parameters import Parameters
 
 __all__ = ["State", "course"]
@@ -28,7 +29,8 @@ class State:
     """After some blocks.
 
     Attributes:
-        size: q, mean square of the stream's entries.
+        size: q, mean square of the stream's entries, held at 1e60.
+        growth: logarithm of the mean square over that before the first block, not held.
         particular: logarithm of the product of P, for deviations between tokens.
         common: of the product of C.
         powers: under a causal mask, coefficients of the polynomial over `scale`, (depth + 1, …); else None.
@@ -36,6 +38,7 @@ class State:
     """
 
     size: Array
+    growth: Array
     particular: Array
     common: Array
     powers: Array | None
@@ -79,7 +82,7 @@ def course(one: Parameters) -> Iterator[State]:
     if one.architecture.mask == "causal":
         powers = np.zeros((deepest + 1, *one.shape))
         powers[0] = 1
-    state = State(np.broadcast_to(one.input_square, one.shape) + zero, zero, zero, powers, zero)
+    state = State(np.broadcast_to(one.input_square, one.shape) + zero, zero, zero, zero, powers, zero)
     yield state
     for number in range(1, deepest + 1):
         state = _next(one, state, number <= one.depth)
@@ -97,4 +100,6 @@ def _next(one: Parameters, state: State, here: NDArray[np.bool_]) -> State:
             grown[1:] += powers[:-1] * (made.common - made.particular)
             largest = grown.max(0)
             powers, scale = np.where(here, grown / largest, powers), scale + np.where(here, np.log(largest), 0.0)
-    return State(np.where(here, made.size, state.size), particular, common, powers, scale)
+        growth = state.growth + np.where(here, np.log(made.size) - np.log(state.size), 0.0)
+    size = np.where(here, np.minimum(made.size, UNBOUNDED), state.size)
+    return State(size, growth, particular, common, powers, scale)

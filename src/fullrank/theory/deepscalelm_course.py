@@ -27,6 +27,7 @@ from fullrank.theory.deepscalelm_attention import (
     attention_covariance,
     attention_variance,
 )
+from fullrank.theory.giorlandino_goldt_map import UNBOUNDED
 from fullrank.theory.giorlandino_goldt_parameters import Parameters, parameters_of
 from fullrank.theory.theory import theory
 
@@ -124,7 +125,13 @@ def _read(one: Parameters, state: Moments) -> Moments:
 
 
 def _kept(one: Parameters, state: Moments) -> Moments:
-    return _normed(state) if one.architecture.placement == "post" else state
+    return _normed(state) if one.architecture.placement == "post" else _held(state)
+
+
+def _held(state: Moments) -> Moments:
+    """Far beyond what a model computes with moments stay as they are, in proportion."""
+    share = np.minimum(1.0, UNBOUNDED / np.maximum(state.square, 1.0))
+    return Moments(state.square * share, state.product * share)
 
 
 def _logits(one: Parameters, read: Moments) -> Array:
@@ -178,7 +185,7 @@ def _back(one: Parameters, block: _Block, gradient: Moments) -> Moments:
     square = attention_backward(gradient.square, correlation=read.correlation, logit_std=s, width=one.width, **shared)
     branch = Moments(square, attention_backward_covariance(gradient.square, **shared))
     branch = _through_norm(one, "pre", block.before, branch)
-    return Moments(*(skip_a * g + b_a * f for g, f in zip(gradient, branch, strict=True)))
+    return _held(Moments(*(skip_a * g + b_a * f for g, f in zip(gradient, branch, strict=True))))
 
 
 def _through_norm(one: Parameters, placement: str, read: Moments, gradient: Moments) -> Moments:
@@ -273,5 +280,5 @@ def DEEPSCALELM(architecture: Architecture) -> Sequence[Row]:  # noqa: N802 - it
             source="theory:deepscalelm",
         )
         for layer, gain in enumerate(gains)
-        if math.isfinite(gain)
+        if gain < math.sqrt(UNBOUNDED) / 2
     ]
