@@ -186,6 +186,12 @@ def summary(name, tokens, layers):
     return f"| {name} | {tokens} | {by_null} | {by_size} | {middle:.2f} | {worst:.2f} |"
 
 
+def shuffled(found):
+    """Largest distance of shuffled maps over the null's, of layers at initialisation."""
+    fresh_layers = (layers for (name, _), layers in found.items() if not name.endswith("trained"))
+    return max((one["shuffled"] / one["null"] for layers in fresh_layers for one in layers.values()), default=np.nan)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="only models whose name contains this")
@@ -229,12 +235,12 @@ def table(found, seconds):
             "|---|---|---|---|---|---|",
             *(summary(name, tokens, layers) for (name, tokens), layers in found.items()),
             "",
-            "What ends the law's reach is no lack of randomness within rows: with the entries of each row shuffled",
-            "the same maps are about as near as random matrices, at initialisation in every layer. It is that rows",
-            "know of each other. Logits of d_h channels put the linear part of the map into d_h directions, so that",
-            "the bulk of a context longer than the heads are wide reaches beyond the edge and is empty below;",
-            "`key_query_bulk` has that law. Deeper layers of fan-in models, and trained ones, have tokens that are",
-            "alike or lie in few directions.",
+            "It holds at initialisation, in the first layer, where heads are wider than the context is long and tokens",
+            "are independent. What ends its reach is nothing within rows: with the entries of each row shuffled, no layer",
+            f"at initialisation is farther than {shuffled(found):.1f} times the null. It is that rows know of each other.",
+            "Logits of d_h channels put the linear part of the map into d_h directions, so that the bulk of a context",
+            "longer than the heads are wide reaches beyond the edge and is empty below; `key_query_bulk` has that law.",
+            "Deeper layers of fan-in models, and trained ones, have tokens that are alike or lie in few directions.",
             "",
             "By layer: s with e^{s²} − 1 = σ²; Kolmogorov's distance, that of the null (largest of 20) and of the same",
             "maps with the entries of each row shuffled; the share of maps within the null; Wasserstein's distance in",
