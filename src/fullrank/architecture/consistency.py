@@ -30,39 +30,49 @@ def require_consistent(architecture: Architecture) -> None:
     Raises:
         ArchitectureError: in one sentence that names the field, what was found and what is accepted.
     """
-    for name, hint in _hints().items():
-        _require(name, getattr(architecture, name), hint)
+    for name, kind, options in _accepted():
+        _require(name, getattr(architecture, name), kind, options)
     _together(architecture)
 
 
 @functools.cache
-def _hints() -> dict[str, Any]:
-    """Types of the fields, by name: what is accepted is written once, where the fields are."""
+def _accepted() -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
+    """Every field with its type and its options: what is accepted is written once, where the fields are.
+
+    Looked up once: answers make dozens of architectures each.
+    """
     from fullrank.architecture import architecture as home
 
     hints = typing.get_type_hints(home.Architecture, vars(home) | {"nn": None})
-    return {field.name: hints[field.name] for field in dataclasses.fields(home.Architecture)}
+    found = []
+    for field in dataclasses.fields(home.Architecture):
+        options = typing.get_args(hints[field.name])
+        literal = typing.get_origin(hints[field.name]) is typing.Literal
+        kind = next((one for one in options if one is not type(None)), hints[field.name])
+        found.append((field.name, typing.Literal if literal else kind, options))
+    return tuple(found)
 
 
-def _require(name: str, value: Any, hint: Any) -> None:
-    options = typing.get_args(hint)
+def _require(name: str, value: Any, kind: Any, options: tuple[Any, ...]) -> None:
     if value is None and type(None) in options:
         return
-    kinds = [one for one in options if one is not type(None)] or [hint]
-    if typing.get_origin(hint) is typing.Literal:
+    if kind is typing.Literal:
         if value not in options:
             _refuse(name, value, f"one of {', '.join(map(repr, options))}")
-    elif kinds == [bool]:
+    elif kind is bool:
         if not isinstance(value, bool):
             _refuse(name, value, "True or False")
-    elif kinds == [str]:
+    elif kind is str:
         if not isinstance(value, str):
             _refuse(name, value, "text")
-    elif kinds == [int]:
+    elif kind is int:
         least = _LEAST.get(name, 2)
-        if type(value) is bool or not isinstance(value, Integral) or int(value) < least:
+        whole = type(value) is int or (type(value) is not bool and isinstance(value, Integral))
+        if not whole or int(value) < least:
             _refuse(name, value, f"a whole number of {least} or more")
-    elif type(value) is bool or not isinstance(value, Real) or not math.isfinite(value):
+    elif type(value) is not float and (type(value) is bool or not isinstance(value, Real)):
+        _refuse(name, value, "a finite number")
+    elif not math.isfinite(value):
         _refuse(name, value, "a finite number")
     else:
         _in_range(name, float(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from fullrank.report.report import Report
+    from fullrank.report.trainability_map import TrainabilityMap
     from fullrank.report.variants import Variants
 
-__all__ = ["page", "summary"]
+__all__ = ["map_page", "page", "summary"]
 
 
 def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants | None = None) -> str:
@@ -66,6 +68,28 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         script=Markup("\n".join(map(_text, ("figures.js", "sheet.js", "definitions.js", "tabs.js")))),
         plotly=Markup(get_plotlyjs()),
         json=Markup(script_safe(data)),
+    )
+
+
+def map_page(of: TrainabilityMap) -> str:
+    """One HTML document of a map: the architecture, what the map says, the figure and what its phases mean.
+
+    Returns:
+        The document.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    from fullrank.report.trainability_map import MEANINGS
+
+    return _render(
+        "map.html",
+        title=f"What trains: {' and '.join(axis.name for axis in of.axes)}",
+        map=of,
+        phases=[(name, MEANINGS[name]) for name, share in of.shares().items() if share],
+        css=Markup(_text("page.css")),
+        plotly=Markup(get_plotlyjs()),
+        json=Markup(script_safe(json.loads(of.figure().to_json()))),
     )
 
 

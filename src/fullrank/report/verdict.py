@@ -96,7 +96,7 @@ class Effect:
     @property
     def unit(self) -> str:
         """What the change is counted in."""
-        words = {"loss": "nats of loss", "distribution": "nats of KL", "state": "of the final state's variance"}
+        words = {"loss": "of loss", "distribution": "nats of KL", "state": "of the final state's variance"}
         return words[self.outcome]
 
 

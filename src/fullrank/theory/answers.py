@@ -72,10 +72,16 @@ def collapse_depth(architecture: Architecture) -> Answer:
     def said(found: Array) -> str:
         return f"after {found[0]:.0f} blocks" if math.isfinite(found[0]) else f"in no depth up to {deepest}"
 
-    says = (
-        f"What is particular to a token falls below 1 % of the stream {said(first[_CARRIED])}, and to float32's "
-        f"rounding {said(first[FLOOR**2])} (it has {architecture.depth})"
-    )
+    if math.isinf(first[_CARRIED][0]):
+        says = (
+            f"What is particular to a token stays above 1 % of the stream in any depth up to {deepest} (it has "
+            f"{architecture.depth})"
+        )
+    else:
+        says = (
+            f"What is particular to a token falls below 1 % of the stream {said(first[_CARRIED])}, and to float32's "
+            f"rounding {said(first[FLOOR**2])} (it has {architecture.depth})"
+        )
     return _answer("collapse-depth", first[FLOOR**2], "depth", says)
 
 
@@ -103,6 +109,11 @@ def critical_context(architecture: Architecture) -> Answer:
     found = np.where(never, math.inf, np.exp(high))
     if math.isinf(found[0]):
         says = "Attention of the first layer chooses its keys at any length: differences between tokens pass through it"
+    elif found[0] < 2.5:
+        says = (
+            "At any length the first layer's attention passes less than a quarter of the differences between tokens; "
+            "what keeps them is the skip"
+        )
     else:
         says = (
             f"From about {found[0]:.0f} tokens on, the first layer's attention passes less than a quarter of the "
