@@ -109,6 +109,23 @@ def test_stable_ranks_after_layers_are_those_of_products(tokens, width, centred)
     assert np.all(np.abs(found.mean(0) - expected) < 3 * error + np.array([0.1, 0.2]) * expected), (found, expected)
 
 
+def test_deep_products_at_finite_size_keep_more_rank_than_the_limit_says():
+    """Golden `mtg-fig7-centred`: ten layers at 150 tokens; the formula is there up to the third."""
+    T, layers, draws = 150, 10, 12
+    found = np.zeros((draws, layers))
+    for seed in range(draws):
+        generator = np.random.default_rng(seed)
+        X = np.eye(T)
+        for layer in range(layers):
+            X = (markov(T, math.sqrt(math.log(2)), generator) - 1 / T) @ X @ generator.normal(size=(T, T))
+            X /= np.linalg.norm(X)
+            found[seed, layer] = rank_of(X)
+    assert_golden("mtg-fig7-centred", found.mean(0))
+    told = stable_rank_centred(np.arange(1, layers + 1), tokens=T)
+    np.testing.assert_allclose(found.mean(0)[:2], told[:2], rtol=0.15)
+    assert np.all(found.mean(0)[3:] > 1.2 * told[3:])
+
+
 def test_fuss_catalan_moments_and_edges_are_those_of_products():
     assert moment(1, np.arange(6)).tolist() == [1, 1, 2, 5, 14, 42]  # Catalan
     assert float(upper_edge(1)) == pytest.approx(4.0)
