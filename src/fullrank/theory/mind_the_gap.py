@@ -69,8 +69,8 @@ def stable_rank(layers: ArrayLike, *, tokens: ArrayLike, ratio: ArrayLike = 1.0,
 def stable_rank_centred(layers: ArrayLike, *, tokens: ArrayLike, ratio: ArrayLike = 1.0) -> Array:
     r"""The same with $A_\ell - J$: T times a constant, $(n+1)n^{2n}/(n+1)^{2(n+1)}$ with n = 2ℓ at γ = 1.
 
-    At other γ, `fuss_catalan.rectangular_rank_share` with ℓ factors of each kind. σ cancels. The limit is of many tokens
-    at fixed ℓ: 150 tokens keep 3.5 instead of 2.5 at ℓ = 4, and 1.8 instead of 1.0 at ℓ = 10.
+    At other γ, `fuss_catalan.rectangular_rank_share` with ℓ factors of each kind. σ cancels. The limit is of many
+    tokens at fixed ℓ: 150 tokens keep 3.5 instead of 2.5 at ℓ = 4, and 1.8 instead of 1.0 at ℓ = 10.
 
     Args:
         layers: ℓ ≥ 1.
