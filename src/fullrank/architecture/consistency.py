@@ -70,9 +70,9 @@ def _require(name: str, value: Any, kind: Any, options: tuple[Any, ...]) -> None
         whole = type(value) is int or (type(value) is not bool and isinstance(value, Integral))
         if not whole or int(value) < least:
             _refuse(name, value, f"a whole number of {least} or more")
-    elif type(value) is not float and (type(value) is bool or not isinstance(value, Real)):
-        _refuse(name, value, "a finite number")
-    elif not math.isfinite(value):
+    elif (type(value) is not float and (type(value) is bool or not isinstance(value, Real))) or not math.isfinite(
+        value
+    ):
         _refuse(name, value, "a finite number")
     else:
         _in_range(name, float(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, Final
 
 __all__ = ["SHORTHANDS", "field_names"]
@@ -18,7 +17,6 @@ SHORTHANDS: Final[dict[str, tuple[str, ...]]] = {
 """What each stands for."""
 
 
-@functools.cache
 def field_names(of: Any) -> tuple[str, ...]:
     """The fields of a dataclass, in their order."""
     return tuple(field.name for field in dataclasses.fields(of))
