@@ -37,10 +37,7 @@ def require_consistent(architecture: Architecture) -> None:
 
 @functools.cache
 def _accepted() -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
-    """Every field with its type and its options: what is accepted is written once, where the fields are.
-
-    Looked up once: answers make dozens of architectures each.
-    """
+    """Every field with its type and its options, looked up once: what is accepted is written where the fields are."""
     from fullrank.architecture import architecture as home
 
     hints = typing.get_type_hints(home.Architecture, vars(home) | {"nn": None})
@@ -70,9 +67,7 @@ def _require(name: str, value: Any, kind: Any, options: tuple[Any, ...]) -> None
         whole = type(value) is int or (type(value) is not bool and isinstance(value, Integral))
         if not whole or int(value) < least:
             _refuse(name, value, f"a whole number of {least} or more")
-    elif (type(value) is not float and (type(value) is bool or not isinstance(value, Real))) or not math.isfinite(
-        value
-    ):
+    elif type(value) is bool or not isinstance(value, float | Real) or not math.isfinite(value):
         _refuse(name, value, "a finite number")
     else:
         _in_range(name, float(value))
