@@ -54,6 +54,8 @@ class Told:
     otherwise: float = 0.0
     asked: list[Intervention] = field(default_factory=list)
 
+    refused = ""
+
     def effect(self, intervention: Intervention) -> Effect | str:
         self.asked.append(intervention)
         change = self.effects.get((intervention.layer, *intervention.also), self.otherwise)

@@ -74,6 +74,8 @@ class Told:
     outcome: str = "loss"
     asked: list = dataclasses.field(default_factory=list)
 
+    refused = ""
+
     def effect(self, intervention):
         self.asked.append(intervention)
         if isinstance(self.change, str):

@@ -84,6 +84,8 @@ class OneMatters(Told):
 
     layer = 3
 
+    refused = ""
+
     def effect(self, intervention):
         mine = Told(self.change if intervention.layer == self.layer else 0.0)
         return mine.effect(intervention)

@@ -23,7 +23,7 @@ def test_layers_all_of_whose_heads_attend_to_every_key_are_named_and_no_others()
     assert [(one.value, one.against, one.expected) for one in suspicion.comparisons] == [(0.97, "null", 1.0)] * 2
     (test,) = suspicion.tests
     assert (test.intervention.kind, test.intervention.layer, test.intervention.also) == ("mean-head", 1, (3,))
-    assert looked.unchecked.startswith("loss by position: attention that looks both ways")
+    assert looked.unchecked.startswith("the loss by position is not known: this attention")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,8 @@ class Nowhere:
     """A model on which nothing can be tested."""
 
     outcome = "loss"
+
+    refused = ""
 
     def effect(self, intervention):
         return "its kernel cannot be rewritten."

@@ -105,7 +105,7 @@ def test_a_block_of_which_nothing_could_be_told_is_a_note_beside_the_others():
 
 
 @pytest.mark.parametrize(
-    ("drawn", "severity"), [((), Severity.NOTE), ((0.01, 0.01), Severity.NOTE), ((0.2, 0.2), Severity.FAIL)]
+    ("drawn", "severity"), [((), Severity.NOTE), ((0.01, 0.01), Severity.NOTE), ((0.2, 0.2), Severity.WARN)]
 )
 def test_where_no_block_can_be_skipped_they_must_have_written_at_initialisation(drawn, severity):
     initial = updates(*drawn, 0.5, source="initialisation") if drawn else []

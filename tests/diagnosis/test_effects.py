@@ -21,6 +21,7 @@ from fullrank.diagnosis import Evidence, Failure, Looked, Suspicion, Test, diagn
 from fullrank.diagnosis.effects import Trials, paired
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.merging import Merging
+from fullrank.diagnosis.thresholds import effect_limits
 from fullrank.report.verdict import Effect, Severity
 from fullrank.verbs.batches import as_calls
 from untouched import changes, everything
@@ -104,7 +105,8 @@ class TestLoss:
         patient = admit(self.language_model)
         wards = [Ward({"input_ids": ids(2), "labels": ids(2)}), Ward({"input_ids": ids(2)})]
         trials = Trials(patient.model, patient.anatomy(), wards)
-        assert trials.effect(SKIP) == trials.words == "the model returns a loss for some batches only."
+        assert trials.effect(SKIP) == trials.refused == "the model returns a loss for some batches only."
+        assert trials.words == ""
 
 
 def divergence(one: Tensor, other: Tensor) -> float:
@@ -443,15 +445,16 @@ class TestWhatIsNotFinite:
         patient = self.divided()
         trials = Trials(patient.model, patient.anatomy(), [Ward(patient.batch)])
         assert isinstance(trials.effect(Intervention("skip-block", "encoder", 3)), Effect)
-        said = trials.effect(Intervention("stream-means", "encoder", 3))
-        assert said == "the changed model's output is not finite."
+        ruined = trials.effect(Intervention("stream-means", "encoder", 3))
+        assert (ruined.change, ruined.low, ruined.high) == (math.inf,) * 3  # no small effect
+        assert Test(SKIP, "no effect", effect_limits()).confirms(ruined) is False
 
     def test_the_unchanged_output(self):
         patient = self.divided()
         found = patient.anatomy()
         same = Ward({"ids": torch.full((3, 8), 5)})
         trials = Trials(patient.model, found, [same])
-        assert trials.effect(SKIP) == trials.words == "the unchanged model's output is not finite."
+        assert trials.effect(SKIP) == trials.refused == "the unchanged model's output is not finite."
 
     def test_a_final_state_without_variance(self):
         patient = admit("bert")

@@ -126,7 +126,7 @@ def test_examine_reads_the_initialisation_at_the_same_contexts_and_compares_with
             assert "at its own initialisation" in verdict.claim
     assert {"rank-collapse-width", "context-dilution"} <= {one.name for one in report.diagnosis.verdicts}
     (loss,) = [one.words for one in report.diagnosis.unchecked if one.name == "context-dilution"]
-    assert ("no logits of every token" if kind == "decoder" else "looks both ways") in loss
+    assert ("no logits of every token" if kind == "decoder" else "looks ahead") in loss
 
 
 class Counts(nn.Module):

@@ -1,5 +1,6 @@
 """What a head is called, from three numbers of its rows."""
 
+import dataclasses
 import math
 
 import pytest
@@ -74,14 +75,17 @@ def test_heads_without_numbers_or_at_the_float_floor_have_no_kind():
     assert [layer for _, layer, _, _ in kinds(evidence(rows))] == [1, 3]
 
 
-def test_a_value_exceeds_a_limit_only_by_more_than_two_standard_errors():
+def test_a_value_exceeds_a_limit_only_where_its_whole_interval_does():
     row = Row("decoder", 1, "stream", "out", "rms", 1.0, stderr=0.1)
     assert above(row, 0.79)
     assert not above(row, 0.81)
     assert below(row, 1.21)
     assert not below(row, 1.19)
     assert above(Row("decoder", 1, "stream", "out", "rms", 1.0), 0.999)
-    assert (at_least(row), at_most(row), margin(row)) == pytest.approx((0.8, 1.2, 0.2))
+    half = 0.1 * 1.959964  # of nobody knows how many sequences; of few the interval is wider, as Student's is
+    assert (at_least(row), at_most(row), margin(row)) == pytest.approx((1 - half, 1 + half, half))
+    few = [dataclasses.replace(row, n=n) for n in (2, 3, 8, 1000)]
+    assert [margin(one) for one in few] == pytest.approx([1.27062, 0.430265, 0.236462, 0.196234], rel=1e-5)
     missing = Row("decoder", 1, "stream", "out", "rms", None, note="no token is real")
     assert not above(missing, 0.0) and not below(missing, 0.0)
 

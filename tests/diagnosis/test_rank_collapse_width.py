@@ -40,6 +40,8 @@ def test_it_is_a_note_until_it_was_tested_and_gone_where_the_test_refutes_it():
         def __init__(self, change):
             self.change = change
 
+        refused = ""
+
         def effect(self, intervention):
             return Effect(intervention.words, "loss", self.change, self.change - 1e-3, self.change + 1e-3, 8, 2.0)
 
@@ -129,6 +131,8 @@ class Nowhere:
     """A model on which nothing can be tested."""
 
     outcome = "loss"
+
+    refused = ""
 
     def effect(self, intervention):
         return "its kernel cannot be rewritten."

@@ -62,6 +62,8 @@ class Merged(Told):
 
     silenced: float | str = 0.4
 
+    refused = ""
+
     def effect(self, intervention):
         return (
             super().effect(intervention)

@@ -53,7 +53,7 @@ def test_the_first_thing_is_a_card_for_every_verdict_gravest_first(page, made):
 
 
 def test_an_effect_is_on_its_card_and_on_no_other(page):
-    said = "layer 4 skipped: 0.001 nats of loss on 3.21 (95 %: −4.0e−4 to 0.003; 8 documents)"
+    said = "layer 4 skipped: 0.001 of loss on 3.21 (95 %: −4.0e−4 to 0.003; 8 documents)"
     assert [said in card.text for card in page.all(".card")] == [True, True, False]
 
 

@@ -48,7 +48,7 @@ def test_every_verdict_is_shown_with_its_severity_claim_and_command_gravest_firs
 
 
 def test_an_effect_is_one_line_with_interval_baseline_and_documents(made):
-    said = "layer 4 skipped: 0.001 nats of loss on 3.21 (95 %: −4.0e−4 to 0.003; 8 documents)"
+    said = "layer 4 skipped: 0.001 of loss on 3.21 (95 %: −4.0e−4 to 0.003; 8 documents)"
     assert effect_words(EFFECT) == said
     assert said in words(shown(made))
     state = Effect("layer 4 skipped", "state", 0.25, 0.2, 0.3, 5)
@@ -224,7 +224,7 @@ def test_an_ascii_terminal_gets_ascii():
     kept = [row for row in made.rows if row.metric in ("token_energy", "update_share")]
     text = shown(replace(made, rows=Table(kept)), encoding="ascii")
     assert "2.00x" in text
-    assert "layer 4 skipped: 0.001 nats of loss on 3.21 (95 %: -4.0e-4 to 0.003; 8 documents)" in words(text)
+    assert "layer 4 skipped: 0.001 of loss on 3.21 (95 %: -4.0e-4 to 0.003; 8 documents)" in words(text)
     assert "0.9 of the stream's size - or more" in words(text)
 
 

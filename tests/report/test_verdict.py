@@ -35,7 +35,7 @@ def test_a_ratio_is_of_what_was_expected_and_missing_where_that_is_nothing():
 
 @pytest.mark.parametrize(
     ("outcome", "unit"),
-    [("loss", "nats of loss"), ("distribution", "nats of KL"), ("state", "of the final state's variance")],
+    [("loss", "of loss"), ("distribution", "nats of KL"), ("state", "of the final state's variance")],
 )
 def test_every_outcome_has_its_unit(outcome, unit):
     assert Effect("layer 1 skipped", outcome, 0.0, 0.0, 0.0, 8).unit == unit

@@ -148,6 +148,7 @@ FAILURE = Failure(
         "oversmoothing_fixes: Anti-Oversmoothing in Deep Vision Transformers (arXiv 2203.05962)",
     ),
     valid_for="trained",
+    needs_structure=True,
     look=_look,
     join=_join,
 )

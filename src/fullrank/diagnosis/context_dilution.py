@@ -63,7 +63,7 @@ class _Loss(NamedTuple):
 def _loss_of(evidence: Evidence, stack: str) -> _Loss:
     slope = next((s for s in evidence.slopes if (s.metric, s.stack) == ("token_loss", stack)), None)
     if slope is None:
-        return _Loss("loss by position: attention that looks both ways, or elsewhere, says no next token")
+        return _Loss("the loss by position is not known: this attention also looks ahead, or the model returns no loss")
     if slope.per_doubling is None or slope.low is None or slope.high is None:
         notes = (r.note for r in evidence.rows if (r.metric, r.stack, r.value) == ("token_loss", stack, None))
         return _Loss(f"loss by position: not known, {next(notes, slope.note)}")
@@ -115,5 +115,6 @@ FAILURE = Failure(
         "log_context: Critical attention scaling in long-context transformers (arXiv 2510.05554)",
     ),
     valid_for="trained",
+    needs_structure=True,
     look=_look,
 )

@@ -125,7 +125,7 @@ def _join(evidence: Evidence, parts: tuple[Suspicion, ...], refuted: tuple[Suspi
         said("alone and together they do next to nothing"),
         severity=grave,
         tests=(_skipped(first.stack, blocks),),
-        exceeded=all(part.exceeded for part in parts),
+        exceeded=False,  # nothing but the joint test says what they are together
     )
     return together, each
 
@@ -182,6 +182,7 @@ FAILURE = Failure(
         "dong: Attention is not all you need (arXiv 2103.03404)",
     ),
     valid_for="trained",
+    needs_structure=True,
     look=_look,
     join=_join,
 )

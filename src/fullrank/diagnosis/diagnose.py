@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from fullrank.diagnosis.evidence import Evidence
-from fullrank.diagnosis.failure import Failure, Join, Suspicion
+from fullrank.diagnosis.failure import Failure, Join, Looked, Suspicion
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.report.verdict import Checked, Diagnosis, Effect, Outcome, Severity, Verdict
 
@@ -22,6 +22,11 @@ class Tester(Protocol):
     @property
     def outcome(self) -> Outcome:
         """By what effects are measured."""
+        ...
+
+    @property
+    def refused(self) -> str:
+        """Why nothing at all can be tested on what the model was run on; empty where something can."""
         ...
 
     def effect(self, intervention: Intervention) -> Effect | str:
@@ -59,16 +64,17 @@ def diagnose(
         if failure.valid_for != "any" and evidence.weights not in ("unknown", failure.valid_for):
             unchecked.append(Checked(failure.name, f"means something for {failure.valid_for} weights only."))
             continue
-        looked = failure.look(evidence)
+        looked = _on_this_input(failure, evidence, failure.look(evidence))
         tried = partial(_tried, failure, tester, model, unchecked)
         said = [(suspicion, tried(suspicion)[0]) for suspicion in looked.suspicions]
         found = [verdict for _, verdict in said if verdict is not None]
-        verdicts += found if failure.join is None else _joined(failure.join, evidence, said, tried)
+        whole = found if failure.join is None else _joined(failure.join, evidence, said, tried)
+        verdicts += [replace(one, claim=one.claim + _noise(failure, evidence)) for one in whole]
         if looked.unchecked:
             unchecked.append(Checked(failure.name, looked.unchecked))
-        elif looked.suspicions and not found:
+        if looked.suspicions and not found:
             clear.append(Checked(failure.name, "suspected from the numbers, and refuted by intervention."))
-        elif not found:
+        elif not found and not looked.unchecked:
             clear.append(Checked(failure.name, looked.clear))
     order = {failure.name: index for index, failure in enumerate(failures)}
     verdicts.sort(key=lambda verdict: (-verdict.severity.rank, order[verdict.name]))
@@ -79,9 +85,26 @@ def diagnose(
         weights=evidence.weights,
         because=because,
         reference=reference,
-        outcome=tester.outcome if tester is not None else "",
+        outcome=tester.outcome if tester is not None and not tester.refused else "",
         kinds=tuple(kinds),
     )
+
+
+def _on_this_input(failure: Failure, evidence: Evidence, looked: Looked) -> Looked:
+    """What was looked for, with suspicions of trained weights that were fed noise made notes, for some failures."""
+    # An intervention is no guard there: on such an input, what a head would have looked for is not missed either.
+    if not _noise(failure, evidence):
+        return looked
+    return replace(
+        looked, suspicions=tuple(replace(one, severity=Severity.NOTE, tests=()) for one in looked.suspicions)
+    )
+
+
+def _noise(failure: Failure, evidence: Evidence) -> str:
+    """A sentence on what trained weights were fed, where that explains the numbers; else empty."""
+    if not failure.needs_structure or not evidence.unstructured or evidence.weights == "fresh":
+        return ""
+    return f" On {evidence.unstructured} there is nothing to look for: examine it on what it is for."
 
 
 def _joined(
@@ -129,6 +152,8 @@ def _tried(
 def _tested(suspicion: Suspicion, tester: Tester | None) -> tuple[tuple[Effect | None, ...] | None, list[str]]:
     if tester is None:
         return None, []
+    if tester.refused:  # of this batch, which says nothing of the model: suspicions stay as untested as without it
+        return None, [f"nothing could be tested: {tester.refused}"] if suspicion.tests else []
     effects: list[Effect | None] = []
     reasons: list[str] = []
     for test in suspicion.tests:

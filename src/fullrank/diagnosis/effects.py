@@ -101,7 +101,7 @@ class Trials:
                 self._measured = _measured(outcome, anatomy, memory // len(batches))
                 self._runs = apart if self._measured.apart else list(batches)
                 self._see((first, sequences) if self._runs[0] is batches[0] else None)
-        except (RuntimeError, ValueError, TypeError, EditError) as reason:
+        except Exception as reason:  # noqa: BLE001 - the report must not be lost with its test
             self._refused = f"the unchanged model could not be run again: {_first_line(reason)}."
 
     @property
@@ -110,9 +110,14 @@ class Trials:
         return self._measured.name
 
     @property
+    def refused(self) -> str:
+        """Why nothing can be measured on these batches; empty where something can."""
+        return self._refused
+
+    @property
     def words(self) -> str:
-        """The same in words, with the number of documents; why nothing can be measured, where that is so."""
-        return self._refused or self._measured.words
+        """By what effects are measured, in words, with the number of documents; empty where nothing can be measured."""
+        return "" if self._refused else self._measured.words
 
     def effect(self, intervention: Intervention) -> Effect | str:
         """What an intervention changes: mean over documents and a 95 % interval of Student's t.
@@ -121,8 +126,8 @@ class Trials:
             intervention: what to do.
 
         Returns:
-            The effect, the same for the same intervention; or a sentence why there is none: what cannot be done on this
-            model, fewer than two documents, an output that is not finite.
+            The effect, the same for the same intervention, infinite where the changed model's output is not finite; or
+            a sentence why there is none: what cannot be done on this model, fewer than two documents.
         """
         if self._refused:
             return self._refused
@@ -171,9 +176,8 @@ class Trials:
             return values
         if not any(values) and not self._reaches(intervention.stack):
             return f"the model's {_WORDS[self.outcome]} does not depend on the stack {intervention.stack}."
-        if not all(map(math.isfinite, values)):
-            return "the changed model's output is not finite."
-        change, low, high = paired(values)
+        # an output that is not finite is the largest effect there is
+        change, low, high = paired(values) if all(map(math.isfinite, values)) else (math.inf,) * 3
         return Effect(
             intervention=intervention.words,
             outcome=self.outcome,
@@ -215,7 +219,7 @@ class Trials:
                     take(index, output)
         except (EditError, Unmeasured) as reason:
             return str(reason)
-        except (RuntimeError, ValueError, TypeError) as reason:  # of code that has never seen such a state
+        except Exception as reason:  # noqa: BLE001 - of code that has never seen such a state, whatever it raises
             return f"the changed model failed: {_first_line(reason)}."
         return ""
 

@@ -170,7 +170,7 @@ def _suspicion(
         rows = (head.entropy, head.selectivity, *([frozen.logits] if frozen.logits else []))
         comparisons += [evidence.compared(row) for row in rows]
         comparisons += [frozen.gradient] if frozen.gradient else []
-    of_log = "" if first.log_keys is None else f" of at most {first.log_keys:.2g}"
+    of_log = f" of at most {first.log_keys:.2g}"
     selectivity = max(float(heads[place].selectivity.value or 0) for place in inside)
     claim = (
         f"{len(inside)} of {all_of} heads of {stack} layer {layer} are frozen ({in_words(inside)}): entropy at most "

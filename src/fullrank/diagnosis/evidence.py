@@ -14,6 +14,7 @@ from fullrank.table import Row, Slope, headline, without_context
 __all__ = ["Evidence"]
 
 MEASURED, INITIALISATION = "measured", "initialisation"
+_UNSTRUCTURED = ("random tokens", "synthetic images", "synthetic sound")
 T = TypeVar("T")
 
 
@@ -93,10 +94,11 @@ class Evidence:
         """In which the model ran, such as `float32`."""
         return str(self.about.get("dtype") or "float32")
 
-    @cached_property
-    def referenced(self) -> bool:
-        """Whether there are rows of the initialisation."""
-        return any(row.source == INITIALISATION for row in self.rows)
+    @property
+    def unstructured(self) -> str:
+        """What the input was, where it has nothing that a trained model could look for: `random tokens`; else empty."""
+        kind = str((self.about.get("input") or {}).get("kind") or "")
+        return kind if kind in _UNSTRUCTURED else ""
 
     def of_metric(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fullrank.diagnosis.intervention import Intervention
+from fullrank.diagnosis.thresholds import threshold
 from fullrank.report.verdict import Comparison, Effect, Severity, Validity, Verdict
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Test:
     def confirms(self, effect: Effect) -> bool | None:
         """Whether an effect bears the suspicion out.
 
-        A loss that falls by more than the limit is an effect too. Of a loss that is below the limit anyway nothing can
-        be told.
+        A loss that falls by more than the limit is an effect too. Whatever the unit of a loss, a share of it is one; of
+        a loss that is next to nothing nothing can be told.
 
         Returns:
             None where the interval holds the limit, or where nothing can be told.
@@ -45,8 +46,10 @@ class Test:
         if self.expects == "told":
             return None
         limit = dict(self.limits)[effect.outcome]
-        if effect.baseline is not None and effect.baseline < limit:
-            return None
+        if effect.baseline is not None:
+            if effect.baseline < threshold("effect.least"):
+                return None
+            limit = min(limit, threshold("effect.share") * effect.baseline)
         if -limit < effect.low and effect.high < limit:
             return self.expects == "no effect"
         return self.expects == "effect" if effect.low > limit or effect.high < -limit else None
@@ -109,6 +112,7 @@ class Failure:
         valid_for: for which weights.
         look: finds suspicions in the evidence.
         join: says suspicions of one stack as one; None where each is a verdict of its own.
+        needs_structure: whether trained weights show it wherever the input has nothing to look for, as random tokens.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Failure:
     valid_for: Validity
     look: Callable[[Evidence], Looked]
     join: Join | None = None
+    needs_structure: bool = False
 
     def verdict(self, suspicion: Suspicion, effects: tuple[Effect | None, ...] | None, model: str) -> Verdict | None:
         """What becomes of a suspicion.

@@ -34,7 +34,8 @@ def _look(evidence: Evidence) -> Looked:
             told = {row.layer for dtype in dtypes_of(evidence) for row in _of_sinks(evidence, stack, what, dtype)}
             rest = [row.value or 0.0 for layer, row in largest.items() if layer not in told]
             if rest and not beyond:
-                clear.append(f"{stack}: {what} {number(max(rest))} ({_margin(evidence, max(rest))})")
+                where = "but for layers where it is that of a key that attention rests on, " if told else ""
+                clear.append(f"{stack}: {where}{what} {number(max(rest))} ({_margin(evidence, max(rest))})")
             elif told and not beyond:
                 clear.append(f"{stack}: {what} that of a key that attention rests on")
     if not suspicions and not clear:

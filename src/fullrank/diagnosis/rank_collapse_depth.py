@@ -18,8 +18,6 @@ from fullrank.table import Row
 
 __all__ = ["FAILURE"]
 
-_UNSTRUCTURED = ("random tokens", "synthetic images", "synthetic sound")
-
 
 def _look(evidence: Evidence) -> Looked:
     suspicions: list[Suspicion] = []
@@ -168,13 +166,12 @@ def _before(shares: dict[int, Row], first: int) -> float | None:
 
 def _severity(evidence: Evidence, stack: str, first: int, shares: dict[int, Row]) -> tuple[Severity, str]:
     """How grave it is, and what speaks for less."""
-    kind = (evidence.about.get("input") or {}).get("kind")
     causal = bool(evidence.stacks[stack].get("causal"))
     floor = evidence.at_floor(stack, first)
     grave = floor and _alone(shares[first])  # the floor of a coarse dtype may be a share that another one carries
     if evidence.weights != "fresh":
-        if kind in _UNSTRUCTURED:
-            return Severity.NOTE, f"; on {kind}, tokens grow alike late in healthy trained models too"
+        if evidence.unstructured:
+            return Severity.NOTE, f"; on {evidence.unstructured}, tokens grow alike late in healthy trained models too"
         if first == max(shares) and not causal:
             return Severity.NOTE, "; at the end of a model with one answer per sequence, that is as it should be"
         return (Severity.FAIL if grave or causal else Severity.WARN), ""

@@ -110,5 +110,6 @@ FAILURE = Failure(
         "giorlandino_goldt: Two failure modes of deep transformers and how to avoid them (arXiv 2505.24333)",
     ),
     valid_for="any",
+    needs_structure=True,
     look=_look,
 )

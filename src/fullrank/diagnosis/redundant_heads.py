@@ -86,14 +86,17 @@ def _suspicion(
     initial = evidence.initial(least)
     beside = "" if initial is None or evidence.weights == "fresh" else f" ({number(initial.value)} at initialisation)"
     sets = " and ".join(f"heads {_numbers(heads)}" for heads in inside)
-    lost = math.sqrt(max(0.0, 1 - cosine**2))
+    # heads are joined by who is nearest to whom: along a chain of k steps angles add up
+    angle = (max(map(len, inside)) - 1) * math.acos(cosine)
+    lost = math.sin(min(angle, math.pi / 2))
     spare = tuple(head for heads in inside for head in heads[1:])
     merge = Intervention("merge-heads", stack, layer, groups=tuple(inside))
     # those that were alike from the start are left out: where an initialisation is known it is exceeded
     exceeded = evidence.weights != "fresh" and all(evidence.initial(row) is not None for row in alike)
     claim = (
-        f"In {stack} layer {layer} {sets} write the same up to size: cosine {number(cosine)} or more{beside}. Dropping "
-        f"{'heads' if len(spare) > 1 else 'head'} {_numbers(spare)} and multiplying the columns of W_O of what is left "
+        f"In {stack} layer {layer} {sets} write the same up to size: cosine {number(cosine)} or more, each with "
+        f"another{beside}. Dropping {'heads' if len(spare) > 1 else 'head'} {_numbers(spare)} and multiplying the "
+        f"columns of W_O of what is left "
         f"changes the sum by at most {number(100 * lost)} % of what was dropped."
     )
     return Suspicion(

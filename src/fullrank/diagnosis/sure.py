@@ -1,7 +1,8 @@
-"""What a row's number is surely not below and not above: its value and a few standard errors to either side."""
+"""What a row's number is surely not below and not above: the ends of its 95 % interval."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 from fullrank.diagnosis.thresholds import threshold
@@ -11,8 +12,16 @@ __all__ = ["above", "at_least", "at_most", "below", "margin"]
 
 
 def margin(row: Row) -> float:
-    """How far a value may be off: `sure.errors` standard errors, 0 where it has none."""
-    return threshold("sure.errors") * (row.stderr or 0.0)
+    """How far a value may be off: half of its interval by Student's t over its n sequences; 0 without an error."""
+    return 0.0 if not row.stderr else _quantile(threshold("sure.level"), row.n) * row.stderr
+
+
+@functools.cache
+def _quantile(level: float, n: int | None) -> float:
+    from scipy.stats import norm, t
+
+    tail = (1 + level) / 2
+    return float(norm.ppf(tail) if n is None or n < 2 else t.ppf(tail, n - 1))
 
 
 def at_least(row: Row) -> float:

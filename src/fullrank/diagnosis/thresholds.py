@@ -32,22 +32,34 @@ def threshold(name: str) -> float:
 
 def effect_limits() -> tuple[tuple[str, float], ...]:
     """What counts as an effect of an intervention, by outcome."""
-    return tuple((name.removeprefix("effect."), one.value) for name, one in THRESHOLDS.items() if name[:7] == "effect.")
+    return tuple((name, THRESHOLDS[f"effect.{name}"].value) for name in ("loss", "distribution", "state"))
 
 
 _ALL: Final = (
     Threshold(
-        "sure.errors",
-        2,
-        "standard errors",
-        "a number counts as above or below a limit where 95 % of its interval are: of healthy numbers that touch the "
-        "limit one in forty is beyond it by chance",
+        "sure.level",
+        0.95,
+        "of Student's distribution",
+        "a number counts as above or below a limit where its 95 % interval is, which for a few documents is wider than "
+        "two standard errors: of healthy numbers that touch the limit one in forty is beyond it by chance",
     ),
     Threshold(
         "effect.loss",
         0.01,
-        "nats of loss",
-        "a hundredth of a nat is within the noise of the last steps of a run",
+        "of loss",
+        "a hundredth of a nat, of a cross-entropy, is within the noise of the last steps of a run",
+    ),
+    Threshold(
+        "effect.share",
+        0.1,
+        "of the loss",
+        "losses have any unit: a tenth of a mean squared error, or of a small cross-entropy, is an effect too",
+    ),
+    Threshold(
+        "effect.least",
+        0.001,
+        "of loss",
+        "a loss below it is fitted to the last digit, and what changes it by a share says nothing",
     ),
     Threshold("effect.distribution", 0.01, "nats of KL", "the same, of the output distribution"),
     Threshold(
@@ -106,7 +118,7 @@ _ALL: Final = (
     Threshold(
         "rank-collapse-depth.worth",
         0.05,
-        "nats of loss or of KL, share of the final state's variance",
+        "of loss, nats of KL, share of the final state's variance",
         "what is left of the tokens may be worth a little: where their differences were shrunk to 1 % in small trained "
         "decoders, replacing them by means costs .019 to .022 nats; in the same models before that .85 to 1.5, and in "
         "encoders of digits .37 or more",
