@@ -7,7 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from importlib.metadata import version
 
