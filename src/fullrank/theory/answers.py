@@ -157,11 +157,12 @@ def largest_query_std(architecture: Architecture) -> Answer:
         return Answer("qk-std", None, None, None, "qk_std", _KEY, says)
     own = math.sqrt(architecture.std_q * architecture.std_k)
     size = own or 1.0
-    inputs = {name: value for name, value in _uncertain(architecture).items() if name != "std_q"}
+    inputs = _uncertain(architecture)
+    drawn = inputs.pop("std_q") / (architecture.std_q or 1.0)
     # in the first block tokens are farthest apart, and there the gauge goes as the square of the deviation
     gauge = phases(architecture.with_(depth=1, qk_std=size), **inputs).gauge
     with np.errstate(divide="ignore"):
-        found = size * np.sqrt(TRANSITION / gauge)
+        found = size * np.sqrt(TRANSITION / (gauge * np.where(drawn > 0, drawn, 1.0)))
     if math.isinf(found[0]):
         says = "Attention has nothing to choose between: no size of W_Q and W_K freezes it"
     else:
