@@ -8,6 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2Model
 
 import fullrank
+from fullrank import Architecture
+from fullrank.architecture.shorthands import SHORTHANDS, field_names
 from fullrank.metrics import VOCABULARY
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +50,7 @@ NO_METRICS = {
     *("all", "late", "samples"),  # scopes
     *("attention_mask", "position_ids", "variant", "labels", "loss"),  # arguments of models, and a column
     *("note", "warn", "fail", "sinks", "numerics", "heads", "float8_e4m3"),  # severities, verdicts, a column, a dtype
+    *("predict", "examine", *field_names(Architecture), *SHORTHANDS),  # verbs, and what an architecture is described by
     *("permuted_null", "svdvals", "fully_shard"),  # functions, of fullrank.metrics, torch.linalg and torch.distributed
 }
 
