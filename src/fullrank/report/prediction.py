@@ -27,6 +27,11 @@ class Standing:
     fit: float
     strained: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def visibly_strained(self) -> tuple[tuple[str, float], ...]:
+        """Those whose degree is below 1 in the three digits that are shown."""
+        return tuple((says, degree) for says, degree in self.strained if degree < 0.9995)
+
 
 @dataclass(frozen=True)
 class LeftOut:

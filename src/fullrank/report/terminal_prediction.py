@@ -58,7 +58,7 @@ def answered(prediction: Prediction, *, ascii_only: bool) -> Iterator[Renderable
     yield Text("\ntheories, by how well their assumptions hold", style="bold")
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for place, one in enumerate(prediction.standings):
-        strained = ", ".join(f"{says} ({number(degree)})" for says, degree in one.strained)
+        strained = ", ".join(f"{says} ({number(degree)})" for says, degree in one.visibly_strained)
         style = "bold" if place == 0 else ""
         words = Text(said(one.title), style=style)
         if strained:
