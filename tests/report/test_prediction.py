@@ -69,3 +69,10 @@ def test_a_plain_terminal_is_given_plain_signs():
     said = lines(report(), ascii_only=True)
     assert "inf" in said
     assert said.isascii()
+
+
+def test_a_notebook_shows_the_architecture_the_standings_and_the_answers():
+    said = report()._repr_html_()
+    places = [said.index(words) for words in ("2 blocks of width 8.", "<b>noci</b>", "Tokens stay apart at any depth")]
+    assert places == sorted(places)
+    assert "<script" not in said

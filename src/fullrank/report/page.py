@@ -17,7 +17,7 @@ from fullrank.report.opening import opening
 from fullrank.report.remarks import remarks
 from fullrank.report.series import series_of
 from fullrank.report.terminal_diagnosis import KINDS, beside, compared, effect_words, named_once, weights_look
-from fullrank.report.terminal_prediction import answer_facts
+from fullrank.report.terminal_prediction import answer_facts, answer_words
 from fullrank.report.trends import counted, steepest
 from fullrank.report.wording import examined, kernel_words, model_title, number, row_notes, scope_words
 
@@ -101,7 +101,8 @@ def _title(reports: Sequence[Report], labels: Sequence[str], variants: Variants 
 
 def summary(reports: Sequence[Report], labels: Sequence[str]) -> str:
     """What a notebook shows: what was examined and the headline table, styled inline and without a script."""
-    return _render("notebook.html", reports=_overviews(reports, labels), effect_words=effect_words)
+    words = {"effect_words": effect_words, "answer_words": answer_words, "number": number}
+    return _render("notebook.html", reports=_overviews(reports, labels), **words)
 
 
 def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:
