@@ -95,6 +95,8 @@ def test_ranges_that_are_none(refused):
     refused("--vary names 'qk_std' twice", GPT2, "--vary", "qk_std=0.1:1", "--vary", "qk_std=0.1:1")
     refused("more than 100,000 points", GPT2, "--vary", "qk_std=0.1:1:100001")
     refused("give one of them", GPT2, "--vary", "qk_std=0.1:1", "--overlay")
+    for keys in ("nope", "giorlandino_goldt"):
+        refused("--theories chooses for a report", GPT2, "--vary", "qk_std=0.1:1", "--theories", keys)
 
 
 def test_fields_that_cannot_vary_and_values_that_none_can_have(refused):

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from fullrank import Architecture
+from fullrank.errors import TheoryError
 from fullrank.metrics import VOCABULARY
-from fullrank.theory.catalogue import THEORIES
+from fullrank.theory.catalogue import THEORIES, chosen
 from theory.theories_table import PAGE, page
 
 PLAIN = Architecture(depth=3, width=64, heads=4, context=64)
@@ -24,6 +25,14 @@ def test_keys_are_different_and_the_page_lists_them_as_they_are():
     assert len({one.key for one in THEORIES}) == len(THEORIES)
     text = PAGE.read_text(encoding="utf-8")
     assert text == page(text), "run python tests/theory/theories_table.py"
+
+
+def test_a_string_is_one_key():
+    assert chosen("noci") == chosen(["noci"])
+    assert [one.key for one in chosen("noci")] == ["noci"]
+    for wrong in ("nocy", "noci,cowsik", ""):
+        with pytest.raises(TheoryError, match=f"names '{wrong}'; there are giorlandino_goldt, noci"):
+            chosen(wrong)
 
 
 @pytest.mark.parametrize("one", THEORIES, ids=lambda one: one.key)

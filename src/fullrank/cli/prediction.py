@@ -50,10 +50,12 @@ def run(
         json: print JSON and nothing else on standard output.
 
     Raises:
-        TheoryError: for `vary` with `overlay`, or words that are no range.
+        TheoryError: for `vary` with `overlay` or with `theories`, or words that are no range.
     """
     if vary and overlay:
         raise TheoryError("--vary draws a map and --overlay a measurement: give one of them.")
+    if vary and theories is not None:
+        raise TheoryError("--vary draws the map of one theory and --theories chooses for a report: give one of them.")
     fields = varied(vary)
     with progress(shown=not json) as tell:
         tell(f"reading {spec}", 0.0)

@@ -33,7 +33,7 @@ def chosen(keys: Iterable[str] | None) -> tuple[Theory, ...]:
     """Theories by their keys.
 
     Args:
-        keys: of papers; None for all.
+        keys: of papers, or one of them as a string; None for all.
 
     Returns:
         In the catalogue's order.
@@ -43,7 +43,7 @@ def chosen(keys: Iterable[str] | None) -> tuple[Theory, ...]:
     """
     if keys is None:
         return THEORIES
-    wanted = list(keys)
+    wanted = [keys] if isinstance(keys, str) else list(keys)
     known = {one.key for one in THEORIES}
     unknown = [key for key in wanted if key not in known]
     if unknown or not wanted:
