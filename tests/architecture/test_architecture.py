@@ -39,7 +39,7 @@ REFUSALS = {
     "window": [0, 1.5],
     "context": [1, 0, 512.0],
     "correlation": [1.5, -2.0, math.nan],
-    "correlation_stderr": [-1.0],
+    "correlation_stderr": [-1.0, 1.01],
     "input_rms": [0.0, -1.0],
     "mask": ["prefix"],
     "positions": ["absolute"],
@@ -117,6 +117,18 @@ def test_a_name_that_is_no_field_is_answered_with_those_there_are():
 def test_other_values_are_checked_as_the_first_were():
     with pytest.raises(ArchitectureError, match="std_q"):
         small().with_(qk_std=-1.0)
+
+
+def test_tokens_that_oppose_each_other_oppose_each_other_less_in_a_longer_context():
+    one = small(context=8, correlation=-0.1)
+    assert one.with_(context=5).correlation == -0.1
+    assert one.with_(context=np.int64(65)).correlation == -1 / 64
+    assert small(context=8, correlation=0.3).with_(context=65).correlation == 0.3
+    with pytest.raises(ArchitectureError, match=r"correlation=-0.1 is impossible among 65 tokens"):
+        one.with_(context=65, correlation=-0.1)
+    for context in (1, 0, "65", 65.0, True):
+        with pytest.raises(ArchitectureError, match="context="):
+            one.with_(context=context)
 
 
 def test_what_followed_from_width_and_heads_follows_the_new_ones():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from fullrank.architecture.consistency import require_consistent
@@ -173,6 +174,9 @@ class Architecture:
     def with_(self, **values: Any) -> Architecture:
         """The same with other values, by field or by shorthand (`residual_scale`, `skip_scale`, `qk_std`, …).
 
+        Tokens of mean cosine below 0 cannot be many: where `context` alone is given and they are too many for
+        theirs, `correlation` becomes the least that there is, −1/(T − 1).
+
         Args:
             **values: of fields.
 
@@ -193,6 +197,10 @@ class Architecture:
             fields.setdefault("logit_scale", None if self.logit_scale == usual**-0.5 else self.logit_scale)
             fields.setdefault("mlp_width", None if self.mlp_width == 4 * self.width else self.mlp_width)
             fields.setdefault("key_value_heads", None if self.key_value_heads == self.heads else self.key_value_heads)
+        if "correlation" not in fields and self.correlation < 0:
+            tokens = fields.get("context", self.context)
+            if tokens != self.context and isinstance(tokens, Integral) and tokens > 1:
+                fields["correlation"] = max(self.correlation, -1 / (int(tokens) - 1))
         return dataclasses.replace(self, **fields)
 
     @property

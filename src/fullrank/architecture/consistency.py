@@ -78,6 +78,8 @@ def _in_range(name: str, value: float) -> None:
         _refuse(name, value, "a probability below 1")
     if name == "correlation" and not -1 <= value <= 1:
         _refuse(name, value, "a cosine between -1 and 1")
+    if name == "correlation_stderr" and value > 1:
+        _refuse(name, value, "1 or less, as cosines are")
     if name in _POSITIVE and value <= 0:
         _refuse(name, value, "a positive number")
     if name not in _SIGNED | {"correlation"} and value < 0:

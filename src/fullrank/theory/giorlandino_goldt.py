@@ -166,10 +166,12 @@ def giorlandino_goldt(architecture: Architecture) -> list[Row]:
     Returns:
         States `out` from layer 0 and `mid` from 1, over all tokens and, where attention is causal, over late ones;
         attention `self` as the mean over heads (head None), which are alike in law. The standard error is how far a
-        number moves where ρ₀ moves by its own.
+        number moves where ρ₀ moves by its own, or as far as cosines of so many tokens go.
     """
     correlation, error = architecture.correlation, architecture.correlation_stderr
-    moved = correlation + error if correlation + error <= 1 else correlation - error
+    least = -1 / (architecture.context - 1)
+    up, down = min(error, 1 - correlation), min(error, correlation - least)
+    moved = min(correlation + up, 1.0) if up >= down else max(correlation - down, least)
     block = BlockMap.of(
         parameters_of(architecture, correlation=np.array([correlation, moved] if error else [correlation]))
     )

@@ -130,7 +130,8 @@ def _assembled(base: Architecture, shape: tuple[int, ...], varied: dict[str, Arr
         window=window,
         width=width,
         head_width=head_width,
-        correlation=number("correlation"),
+        # of longer contexts the least mean cosine that they can have
+        correlation=np.maximum(number("correlation"), -1 / (number("context") - 1)),
         input_square=np.square(number("input_rms")),
         value_gain=width * np.square(number("std_v")) * heads * head_width * np.square(number("std_o")),
         logit_std=np.abs(logit_std),
