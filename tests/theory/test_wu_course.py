@@ -104,6 +104,36 @@ def test_the_uncertainty_of_the_start_is_carried_through_every_layer():
     assert all(row.stderr is None for row in WU_MASKS_LAYERNORM.rows(architecture()))
 
 
+def test_a_full_mask_costs_the_same_at_any_length_and_others_are_left_out_where_they_are_too_long():
+    one = architecture(context=40_000, norm="layernorm", placement="post", correlation=0.2)  # N² numbers: 13 GB
+    assert WU_MASKS_LAYERNORM.fit(one) > 0
+    rows = {(row.layer, row.metric): row.value for row in WU_MASKS_LAYERNORM.rows(one)}
+    assert rows[0, "similarity"] == 0.2
+    assert rows[0, "residual"] == pytest.approx(0.8**0.5, rel=1e-4)
+    assert all(rows[layer, "similarity"] == 1 and rows[layer, "residual"] == 0 for layer in range(1, 6))
+    assert WU_MASKS_LAYERNORM.fit(one.with_(context=1024, mask="causal")) > 0
+    for changed in ({"mask": "causal"}, {"window": 16}):
+        long = one.with_(context=1025, **changed)
+        assert WU_MASKS_LAYERNORM.fit(long) == 0
+        assert WU_MASKS_LAYERNORM.reasons(long) == ("its context is too long to follow token by token",)
+
+
+def test_a_window_as_wide_as_the_context_is_none():
+    wide, none = (uniform_course(9, 3, correlation=0.3, window=window) for window in (16, None))
+    assert np.array_equal(wide, none)
+    assert not np.array_equal(uniform_course(9, 3, correlation=0.3, window=15), none)
+
+
+@pytest.mark.parametrize("count", [8, 60])
+def test_where_all_tokens_cancel_the_course_is_the_limit(count):
+    for late in (False, True):
+        least, near = (
+            uniform_course(count, 3, correlation=-share / (count - 1), causal=True, late=late)
+            for share in (1, 1 - 1e-7)
+        )
+        assert np.allclose(least, near, atol=2e-3)
+
+
 def test_two_tokens_have_no_late_rows():
     assert {row.scope for row in WU_MASKS_LAYERNORM.rows(architecture(mask="causal", context=2))} == {"all"}
 

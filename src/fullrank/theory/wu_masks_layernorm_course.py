@@ -38,7 +38,8 @@ def uniform_course(
 ) -> tuple[Array, Array]:
     """Mean cosine and residual of the tokens before the first and after every block.
 
-    Exact for infinite width. O(N² depth) and N² numbers of memory at any depth.
+    Exact for infinite width. O(N² depth) and N² numbers of memory at any depth; O(depth) where every token sees all,
+    for tokens are one and the same after the first block.
 
     Args:
         tokens: N.
@@ -51,10 +52,30 @@ def uniform_course(
     Returns:
         Similarity and residual, each of shape (depth + 1, …) with the shape of `correlation` behind.
     """
-    rho, kept = np.asarray(correlation, float), slice(tokens // 2 if late else 0, None)
-    powers = _powers(tokens, depth, causal=causal, window=window)
-    found = [_similarity_and_residual(rows[kept], rho) for rows in powers]
+    rho, start = np.asarray(correlation, float), tokens // 2 if late else 0
+    courses = _courses(tokens, depth, rho, [start], causal=causal, window=window)
+    found = [one for (one,) in courses]
     return np.asarray([one for one, _ in found]), np.asarray([one for _, one in found])
+
+
+def _courses(
+    tokens: int, depth: int, rho: Array, starts: Sequence[int], *, causal: bool, window: int | None
+) -> Iterator[list[tuple[Array, Array]]]:
+    """Layer by layer, of the tokens from each of `starts` on."""
+    if _all_see_all(tokens, causal=causal, window=window):
+        counts = [tokens - start for start in starts]
+        yield [(rho, np.sqrt((1 - 1 / count) * (1 - rho))) for count in counts]
+        for _ in range(depth):
+            yield [(np.ones_like(rho), np.zeros_like(rho)) for _ in starts]
+        return
+    # at −1/(N−1) itself the mean of all tokens, a causal mask's last token, is 0 and has no cosine: its limit is given
+    rho = np.maximum(rho, -(1 - 1e-9) / (tokens - 1))
+    for rows in _powers(tokens, depth, causal=causal, window=window):
+        yield [_similarity_and_residual(rows[start:], rho) for start in starts]
+
+
+def _all_see_all(tokens: int, *, causal: bool, window: int | None) -> bool:
+    return not causal and (window is None or window // 2 >= tokens - 1)
 
 
 def _powers(tokens: int, depth: int, *, causal: bool, window: int | None) -> Iterator[Array]:
@@ -66,14 +87,11 @@ def _powers(tokens: int, depth: int, *, causal: bool, window: int | None) -> Ite
     rows = np.eye(tokens)
     yield rows
     for _ in range(depth):
-        if ahead == tokens - 1:  # full attention: every row is the mean
-            rows = np.broadcast_to(rows.mean(0), rows.shape)
-        else:
-            running = rows.cumsum(0)
-            last = np.broadcast_to(running[-1], (ahead, tokens))
-            rows = np.concatenate([running[ahead:], last]) if ahead else running.copy()
-            rows[behind + 1 :] -= running[: tokens - behind - 1]
-            rows /= seen[:, None]
+        running = rows.cumsum(0)
+        last = np.broadcast_to(running[-1], (ahead, tokens))
+        rows = np.concatenate([running[ahead:], last]) if ahead else running.copy()
+        rows[behind + 1 :] -= running[: tokens - behind - 1]
+        rows /= seen[:, None]
         yield rows
 
 
@@ -92,6 +110,14 @@ def _similarity_and_residual(rows: Array, rho: Array) -> tuple[Array, Array]:
 # ------------------------------------------------------------ of an architecture
 
 _UNIFORM = 0.5
+_MOST_TOKENS = 1024
+"""Followed one by one: the square of it, at every layer, is what a prediction may cost."""
+
+
+def _few_tokens(architecture: Architecture) -> float:
+    one = architecture
+    all_see_all = _all_see_all(one.context, causal=one.mask == "causal", window=one.window)
+    return float(all_see_all or one.context <= _MOST_TOKENS)
 
 
 def _without_skip(architecture: Architecture) -> float:
@@ -145,6 +171,11 @@ def _unbiased(architecture: Architecture) -> float:
         Assumption(
             "attention is uniform", _uniform, "its logits are far from equal at initialisation (positions: {positions})"
         ),
+        Assumption(
+            "every token sees all, or tokens are few enough to follow each",
+            _few_tokens,
+            "its context is too long to follow token by token",
+        ),
         Assumption("no norm is taken over tokens", _keeps_rows, "its norm is {norm}, taken over tokens"),
         Assumption("the MLP is linear", _linear, "its MLP has {activation} units"),
         Assumption("there are no biases", _unbiased, "its branches add biases"),
@@ -159,9 +190,16 @@ def WU_MASKS_LAYERNORM(architecture: Architecture) -> Sequence[Row]:  # noqa: N8
     has_late = one.mask == "causal" and one.context > 2  # of two tokens one is late
     starts = {"all": 0, "late": one.context // 2} if has_late else {"all": 0}
     rows = []
-    for layer, power in enumerate(_powers(one.context, one.depth, causal=one.mask == "causal", window=one.window)):
-        for scope, start in starts.items():
-            numbers = _similarity_and_residual(power[start:], np.minimum(rho, 1.0))
+    courses = _courses(
+        one.context,
+        one.depth,
+        np.minimum(rho, 1.0),
+        list(starts.values()),
+        causal=one.mask == "causal",
+        window=one.window,
+    )
+    for layer, found in enumerate(courses):
+        for scope, numbers in zip(starts, found, strict=True):
             where: dict[str, Any] = {
                 "stack": one.stack,
                 "layer": layer,
