@@ -88,7 +88,9 @@ def test_a_context_beyond_all_lengths_and_one_below_all():
     frozen = critical_context(CHOOSING.with_(qk_std=2.0))
     assert frozen.value == math.inf
     assert "any length" in frozen.says
-    assert critical_context(CHOOSING.with_(qk_std=1e-4)).value == pytest.approx(2)
+    never = critical_context(CHOOSING.with_(qk_std=1e-4))
+    assert never.value is None  # no number to type in
+    assert "At any length" in never.says
 
 
 def test_tokens_merge_on_one_side_of_the_residual_scale_and_not_on_the_other():
@@ -107,13 +109,51 @@ def test_no_residual_scale_merges_tokens_that_hardly_attend():
     assert "keeps tokens apart" in gone.says
 
 
-@pytest.mark.parametrize("ratio", [1.0, 4.0])
-def test_the_qk_std_is_where_the_gauge_of_the_first_block_is_at_the_transition(ratio):
-    one = CHOOSING.with_(std_q=0.05 * ratio, std_k=0.05 / ratio)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"std_q": 0.2, "std_k": 0.0125},
+        {"placement": "post", "input_rms": 0.03},
+        {"norm": "none", "placement": "none", "input_rms": 0.3},
+        {"softcap": 5.0},
+        {"gated": True, "activation": "silu", "positions": "rotary", "mask": "causal"},
+    ],
+)
+def test_the_qk_std_is_where_the_map_turns_to_frozen_whatever_the_blocks_read(changes):
+    one = CHOOSING.with_(**changes)
     found = largest_query_std(one).value
-    assert float(phases(one.with_(depth=1, qk_std=found)).gauge) == pytest.approx(math.sqrt(2), rel=1e-6)
-    names = [PHASES[int(phases(one.with_(depth=1, qk_std=f * found)).phase)] for f in (0.99, 1.01)]
-    assert names == ["trainable", "entropy-collapsed"]
+    names = [PHASES[int(phases(one.with_(qk_std=factor * found)).phase)] for factor in (0.97, 1.03)]
+    assert names[0] != "entropy-collapsed"
+    assert names[1] == "entropy-collapsed"
+
+
+def test_no_size_of_queries_and_keys_passes_a_soft_cap_that_is_low():
+    one = CHOOSING.with_(softcap=1.0)
+    assert largest_query_std(one).value == math.inf
+    assert float(phases(one.with_(qk_std=50.0)).gauge) < math.sqrt(2)
+
+
+def test_answers_typed_in_together_give_what_trains():
+    one = Architecture(
+        depth=24, width=256, heads=8, placement="post", std_q=0.2, std_k=0.2, std_v=1 / 16, std_o=1 / 16,
+        std_up=1 / 16, std_down=1 / 32, correlation=0.2,
+    )  # fmt: skip
+    assert PHASES[int(phases(one).phase)] != "trainable"
+    sized = one.with_(qk_std=0.97 * largest_query_std(one).value)
+    scaled = sized.with_(residual_scale=0.97 * largest_branch(sized).value)
+    assert PHASES[int(phases(scaled).phase)] == "trainable"
+
+
+def test_where_tokens_are_alike_from_the_start_the_branches_that_part_them_are_said():
+    weights = {"std_v": 0.01, "std_o": 0.01, "std_up": 0.05, "std_gate": 0.2, "std_down": 0.05}
+    one = Architecture(depth=12, width=512, heads=8, gated=True, activation="silu", correlation=0.993, **weights)
+    found = largest_branch(one)
+    assert "Tokens are nearly alike from the start" in found.says
+    scales = np.geomspace(0.01, 100, 200)
+    apart = scales[final(one, residual_scale=scales).similarity < 0.99]
+    assert apart[0] <= found.low <= found.high <= apart[-1]
+    assert found.low == pytest.approx(apart[0], rel=1.0)  # the grid has two points in a factor of three
 
 
 def test_normed_queries_and_keys_have_no_standard_deviation_to_type_in():

@@ -25,6 +25,7 @@ ACTIVATIONS: Final = ("identity", "relu", "gelu", "silu", "tanh")
 
 _TERMS = 24
 _NODES = 400
+_FEW = 4000  # numbers for which calls cost more than arithmetic
 _LOG_LEAST, _LOG_MOST, _GRID = math.log(1e-8), math.log(1e6), 321
 
 
@@ -112,23 +113,26 @@ def _gelu(q1: Array, q2: Array, c: Array) -> Array:
 
 def _series(activation: str, q1: Array, q2: Array, c: Array) -> Array:
     r = np.clip(_cosine(c, np.sqrt(q1 * q2)), -1.0, 1.0)
-    first = _coefficients(activation, q1)
-    second = first if q2 is q1 or np.array_equal(q1, q2) else _coefficients(activation, q2)
-    products = [a * b for a, b in zip(first, second, strict=True)]
+    one, two = (np.reshape(q, (1,) * (r.ndim - q.ndim) + q.shape) for q in (q1, q2))
+    first = _coefficients(activation, one)
+    products = first * (first if q2 is q1 or np.array_equal(one, two) else _coefficients(activation, two))
+    if products.size <= _FEW:  # one call instead of fifty
+        exponents = np.arange(len(products)).reshape(-1, *(1,) * (products.ndim - 1))
+        return np.asarray((products * r**exponents).sum(0))
     total = products[-1] * r  # Horner from the end, where the left-out part stands
     for product in products[-2:0:-1]:
         total = (total + product) * r
     return np.asarray(total + products[0])
 
 
-def _coefficients(activation: str, q: Array) -> list[Array]:
-    """a_0 … a_N and the root of the remainder at variances q, each of the shape of q, linear in log q between nodes."""
+def _coefficients(activation: str, q: Array) -> Array:
+    """a_0 … a_N and the root of the remainder at variances q, (terms + 1, …), linear in log q between nodes."""
     place = (np.log(np.maximum(q, 1e-300)) - _LOG_LEAST) * ((_GRID - 1) / (_LOG_MOST - _LOG_LEAST))
     place = np.clip(place, 0, _GRID - 1.000001)
     left = place.astype(np.int64)
-    right = place - left
-    scale = np.sqrt(np.maximum(q, 0))
-    return [scale * (row[left] + right * (row[left + 1] - row[left])) for row in _table(activation)]
+    table = _table(activation)
+    lower = table[:, left]
+    return np.asarray(np.sqrt(np.maximum(q, 0)) * (lower + (place - left) * (table[:, left + 1] - lower)))
 
 
 @functools.cache

@@ -94,7 +94,7 @@ class BlockMap:
     def block(self, state: Overlaps) -> tuple[Overlaps, Overlaps, Attended]:
         """State after attention, after the MLP, and what attention did. A parallel block has no state between."""
         one = self.parameters
-        read = self._read(state)
+        read = self.read(state)
         branch, attended = self.attention(read)
         middle = self._add(state, branch, 0)
         if not one.architecture.mlp_width:
@@ -102,7 +102,7 @@ class BlockMap:
         if one.architecture.parallel:
             middle = self._joined(state, branch, self.mlp(read))
             return middle, middle, attended
-        return middle, self._add(middle, self.mlp(self._read(middle)), 1), attended
+        return middle, self._add(middle, self.mlp(self.read(middle)), 1), attended
 
     def attention(self, read: Overlaps) -> tuple[Overlaps, Attended]:
         """What attention writes, of the state that it reads."""
@@ -172,7 +172,8 @@ class BlockMap:
         weight = np.exp(-z * z / 2) / np.exp(-z * z / 2).sum()
         return np.asarray(cap * np.sqrt(sum(w * np.tanh(s * x / cap) ** 2 for w, x in zip(weight, z, strict=True))))
 
-    def _read(self, state: Overlaps) -> Overlaps:
+    def read(self, state: Overlaps) -> Overlaps:
+        """What a branch is given of the stream."""
         if self.parameters.architecture.placement in ("pre", "peri"):
             return self._normed(state)
         return state

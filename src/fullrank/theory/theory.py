@@ -12,6 +12,8 @@ from fullrank.theory.assumption import Assumption
 
 __all__ = ["Theory", "theory"]
 
+_LEAST = 1e-3  # a fit below it is none
+
 Rows = Callable[[Architecture], Sequence[Row]]
 
 
@@ -34,12 +36,16 @@ class Theory:
     rows: Rows
 
     def fit(self, architecture: Architecture) -> float:
-        """How well its assumptions hold together: the product of their degrees, 0 where one does not hold at all."""
-        return math.prod(min(1.0, max(0.0, one.degree(architecture))) for one in self.assumes)
+        """How well its assumptions hold together: the product of their degrees, 0 below a thousandth."""
+        found = math.prod(min(1.0, max(0.0, one.degree(architecture))) for one in self.assumes)
+        return found if found >= _LEAST else 0.0
 
     def reasons(self, architecture: Architecture) -> tuple[str, ...]:
-        """Why it says nothing of an architecture; empty where it does."""
-        return tuple(one.reason(architecture) for one in self.assumes if one.degree(architecture) <= 0)
+        """Why it says nothing of an architecture: what holds least; empty where it speaks."""
+        if self.fit(architecture) > 0:
+            return ()
+        least = max(0.0, min(one.degree(architecture) for one in self.assumes))
+        return tuple(one.reason(architecture) for one in self.assumes if one.degree(architecture) <= least)
 
 
 def theory(key: str, *, title: str, assumes: Sequence[Assumption], gives: Sequence[str]) -> Callable[[Rows], Theory]:
