@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,8 +13,10 @@ from tests.theory.random_stack import cosine, states
 from fullrank.architecture import Architecture
 from fullrank.errors import TheoryError
 from fullrank.theory.activations import ACTIVATIONS
+from fullrank.theory.catalogue import THEORIES, ranked
 from fullrank.theory.cesaro import causal_shares
 from fullrank.theory.cowsik import COWSIK, angle_exponent, balanced_skip, exponents, gradient_exponent
+from fullrank.theory.giorlandino_goldt import giorlandino_goldt
 from fullrank.theory.slopes import mean_square_slope
 
 # ------------------------------------------------------------ slopes
@@ -252,6 +255,23 @@ def test_it_says_nothing_of_tokens_that_are_not_alike_and_less_the_less_alike_th
     assert "mean cosine of 0" in COWSIK.reasons(one)[0]
     assert COWSIK.fit(one.with_(correlation=0.9)) < COWSIK.fit(one.with_(correlation=0.99)) < 1
     assert COWSIK.fit(one.with_(correlation=0.99, window=16)) == 0
+
+
+def test_it_never_comes_before_the_map_that_it_linearises():
+    fields = itertools.product(
+        [{"width": 8}, {"width": 512}],
+        [{"heads": 1}, {"heads": 8}],
+        [{"context": 3}, {"context": 256}],
+        [{"placement": "pre"}, {"placement": "post"}, {"placement": "none", "norm": "none"}],
+        [{"mask": "full"}, {"mask": "causal"}, {"window": 2}],
+        [{"positions": "learned"}, {"positions": "alibi"}, {"positions": "relative"}],
+    )
+    for parts in fields:
+        merged = {name: value for part in parts for name, value in part.items()}
+        one = Architecture(depth=2, correlation=1.0, **merged)
+        assert COWSIK.fit(one) <= giorlandino_goldt.fit(one) * (1 + 1e-12)
+        first = ranked(THEORIES, one)[0][1]
+        assert first.key != "cowsik"
 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])

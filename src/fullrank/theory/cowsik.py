@@ -240,6 +240,12 @@ _ASSUMES = (
         "its positions are {positions}",
     ),
     Assumption("the stream is wide", lambda one: one.width / (one.width + 8.0), "its width is {width}"),
+    Assumption(  # this and the next as of the map that it linearises: it is never the better of the two
+        "heads are wide",
+        lambda one: float(one.head_width or 1) / (float(one.head_width or 1) + 2.0),
+        "its heads are {head_width} wide",
+    ),
+    Assumption("there are many tokens", lambda one: one.context / (one.context + 4.0), "its context is {context}"),
 )
 
 
