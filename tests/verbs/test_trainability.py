@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fullrank import Architecture
-from fullrank.errors import FullrankError, TheoryError
+from fullrank.errors import ArchitectureError, FullrankError, TheoryError
 from fullrank.theory.giorlandino_goldt_trainability import phases
 from fullrank.verbs.trainability import own_value, trainability
 
@@ -33,6 +33,58 @@ def test_a_line_over_a_whole_field_is_the_phases_of_each(name, values):
     found = trainability(PLAIN, vary={name: values})
     for value, similarity in zip(values, found.similarity, strict=True):
         assert similarity == pytest.approx(float(phases(PLAIN.with_(**{name: value})).similarity), rel=1e-9)
+
+
+def test_whole_fields_are_drawn_at_the_whole_numbers_that_the_axis_says():
+    found = trainability(PLAIN, vary={"depth": np.linspace(1, 4, 50), "qk_std": [0.1, 0.02]})
+    assert found.axes[0].values.tolist() == [1, 2, 3, 4]
+    assert found.axes[1].values.tolist() == [0.1, 0.02]  # a field of fractions keeps its own
+    assert found.phase.shape == (4, 2)
+    rounded = trainability(PLAIN, vary={"context": [99.6, 8.4, 7.7]})
+    assert rounded.axes[0].values.tolist() == [8, 100]
+    for at, context in enumerate((8, 100)):
+        assert rounded.similarity[at] == pytest.approx(float(phases(PLAIN.with_(context=context)).similarity), rel=1e-9)
+
+
+def test_every_point_of_widths_and_heads_is_the_architecture_that_has_both():
+    vary = {"heads": [5, 10], "width": [100, 200]}  # neither goes with the other of PLAIN
+    found = trainability(PLAIN, vary=vary)
+    apart = trainability(PLAIN.with_(head_width=20), vary=vary)  # heads that stay as wide as they are
+    for i, heads in enumerate(vary["heads"]):
+        for j, width in enumerate(vary["width"]):
+            one = PLAIN.with_(heads=heads, width=width)
+            wide = PLAIN.with_(head_width=20).with_(heads=heads, width=width)
+            assert (one.head_width, wide.head_width) == (width // heads, 20)
+            for map_, point in ((found, phases(one)), (apart, phases(wide))):
+                assert map_.similarity[i, j] == pytest.approx(float(point.similarity), rel=1e-9)
+                assert map_.gauge[i, j] == pytest.approx(float(point.gauge), rel=1e-9)
+
+
+def test_correlations_are_held_against_the_contexts_beside_them_and_not_against_the_architectures_own():
+    found = trainability(PLAIN, vary={"context": [4, 8], "correlation": [-0.1, 0.5]})
+    assert found.similarity[1, 0] == pytest.approx(
+        float(phases(PLAIN.with_(context=8, correlation=-0.1)).similarity), rel=1e-9
+    )
+    with pytest.raises(ArchitectureError, match=r"correlation=-0\.1 is impossible among 64 tokens"):
+        trainability(PLAIN, vary={"context": [4, 64], "correlation": [-0.1, 0.5]})
+
+
+def test_the_scale_of_logits_follows_the_width_of_heads_where_it_did():
+    widths = [16, 64]
+    plain = {"depth": 6, "width": 128, "heads": 4, "context": 64, "std_q": 0.1}
+    for given in ({}, {"logit_scale": 0.125}):  # 1/√64, and PLAIN's heads are 32 wide
+        found = trainability(Architecture(**plain, **given), vary={"head_width": widths, "heads": [2, 4]})
+        for i, width in enumerate(widths):
+            for j, heads in enumerate((2, 4)):
+                one = Architecture(**plain | {"head_width": width, "heads": heads} | given)
+                assert found.gauge[i, j] == pytest.approx(float(phases(one).gauge), rel=1e-9)
+
+
+def test_an_architecture_without_an_mlp_is_given_those_of_the_axis():
+    found = trainability(PLAIN.with_(mlp_width=0, placement="pre", mlp_branch=5.0), vary={"mlp_width": [64, 512]})
+    one = PLAIN.with_(mlp_width=64, placement="pre", mlp_branch=5.0)
+    assert found.similarity[0] == pytest.approx(float(phases(one).similarity), rel=1e-9)
+    assert found.similarity[0] != found.similarity[1]
 
 
 def test_memory_does_not_grow_with_depth():
@@ -77,6 +129,12 @@ def test_shorthands_have_a_place_where_the_map_cannot_tell_what_they_stand_for_a
         ({"qk_std": [0.1, np.nan]}, "give it a list of two finite numbers or more"),
         ({"qk_std": [-0.1, 0.1]}, "must be 0 or a positive number"),
         ({"context": [1, 64]}, "context=1 must be a whole number of 2 or more"),
+        ({"heads": [4, 5, 8]}, "heads=5 do not divide width=128: give a number that does, or head_width"),
+        ({"width": [96, 128], "heads": [2, 3]}, "heads=3 do not divide width=128"),
+        ({"depth": [1.2, 0.8]}, "vary= gives depth, a whole number, 1 alone: give it two of them or more"),
+        ({"mlp_width": [0, 64]}, "vary= gives mlp_width 0 among others, and no MLP is another block"),
+        ({"qk_std": [0.1, 0.2], "std_q": [0.1, 0.2]}, "names qk_std and std_q, which qk_std stands for"),
+        ({"mlp_branch": [0.1, 1], "residual_scale": [0.1, 1]}, "names residual_scale and mlp_branch, which residual_"),
     ],
 )
 def test_what_cannot_vary_is_answered_in_one_sentence(vary, says):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fullrank.architecture import Architecture
 from fullrank.architecture.shorthands import SHORTHANDS, field_names
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["trainability"]
+
+_LINKED = ("width", "heads", "head_width")  # whole numbers that divide each other, and from which others follow
 
 
 def trainability(
@@ -40,26 +42,26 @@ def trainability(
         collapsed: similarity after the last block from which on tokens count as one.
         seed: of the draw, for a SPEC.
         vary: one or two fields of an `Architecture`, or shorthands for several (`residual_scale`, `skip_scale`,
-            `qk_std`, `value_std`, `mlp_std`), each with the values that it takes.
+            `qk_std`, `value_std`, `mlp_std`), each with the values that it takes. Those of whole numbers are rounded,
+            sorted, and taken once each; what by default follows from a field follows it.
 
     Returns:
         The map, with the architecture's own place in it.
 
     Raises:
         ArchitectureError: for values that no architecture can have.
-        TheoryError: for fields that cannot vary, none or more than two of them, or an architecture that the map does
-            not speak of.
+        TheoryError: for fields that cannot vary, none or more than two of them, one of them twice, or an architecture
+            that the map does not speak of.
     """
     _require_fields(vary)
     architecture = architecture_of(subject, batch, context=context, seed=seed)
     _require_spoken_of(architecture)
-    axes = [Axis(name, np.asarray(values, float), own_value(architecture, name)) for name, values in vary.items()]
-    whole = {name for name in vary if all(_whole(field) for field in SHORTHANDS.get(name, (name,)))}
-    grids = np.meshgrid(*(axis.values for axis in axes), indexing="ij", sparse=True)
-    fields: dict[str, Any] = {
-        axis.name: grid.astype(np.int64) if axis.name in whole else grid for axis, grid in zip(axes, grids, strict=True)
-    }
-    found = phases(architecture, collapsed=collapsed, **fields)
+    taken = {name: _taken(name, values) for name, values in vary.items()}
+    axes = [Axis(name, values.astype(float), own_value(architecture, name)) for name, values in taken.items()]
+    grids = np.meshgrid(*taken.values(), indexing="ij", sparse=True)
+    points = _points(architecture, taken)
+    fields: dict[str, Any] = dict(zip(taken, grids, strict=True)) | _following(points, taken)
+    found = phases(points.flat[-1], collapsed=collapsed, **fields)
     return TrainabilityMap(str(architecture), tuple(axes), PHASES, found.phase, found.similarity, found.gauge)
 
 
@@ -97,6 +99,47 @@ def _require_fields(vary: Mapping[str, Any]) -> None:
         array = np.asarray(values)
         if array.ndim != 1 or array.dtype.kind not in "iuf" or len(array) < 2 or not np.isfinite(array).all():
             raise TheoryError(f"vary= gives {name} {values!r}: give it a list of two finite numbers or more.")
+    for name in vary:
+        if twice := [field for field in SHORTHANDS.get(name, ()) if field in vary]:
+            raise TheoryError(f"vary= names {name} and {twice[0]}, which {name} stands for: give one of them.")
+
+
+def _taken(name: str, values: ArrayLike) -> NDArray[Any]:
+    """The values at which points are drawn: of a whole field whole, in their order, each once."""
+    array = np.asarray(values)
+    if name in SHORTHANDS or not _whole(name):
+        return array.astype(np.float64)
+    found = np.unique(np.rint(array.astype(np.float64)))
+    if len(found) < 2:
+        raise TheoryError(f"vary= gives {name}, a whole number, {found[0]:g} alone: give it two of them or more.")
+    if name == "mlp_width" and found[0] == 0:
+        raise TheoryError("vary= gives mlp_width 0 among others, and no MLP is another block: begin at 1 or more.")
+    return found.astype(np.int64)
+
+
+def _points(architecture: Architecture, taken: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Architectures over the grid, which refuse what none can have, one axis beside the other; the last the largest."""
+    # between possible values all are possible, but for numbers that must divide each other: of those all are looked at
+    scaled = "logit_scale" not in taken and architecture.logit_scale == float(architecture.head_width or 1) ** -0.5
+    follows: dict[str, Any] = {"logit_scale": None} if scaled and "head_width" in taken else {}
+    looked_at = [
+        values if name in _LINKED else np.array([values.min(), values.max()]) for name, values in taken.items()
+    ]
+    points = np.empty([len(values) for values in looked_at], dtype=object)
+    for place in np.ndindex(*points.shape):
+        one = {name: values[at].item() for name, values, at in zip(taken, looked_at, place, strict=True)}
+        points[place] = architecture.with_(**one, **follows)
+    return points
+
+
+def _following(points: NDArray[Any], taken: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What follows from widths and heads point by point, as arrays that broadcast."""
+    if not taken.keys() & set(_LINKED):
+        return {}
+    apart = points[tuple(slice(None) if name in _LINKED else slice(1) for name in taken)]
+    derived = [name for name in ("head_width", "mlp_width", "logit_scale") if name not in taken]
+    values = {name: [getattr(one, name) for one in apart.flat] for name in derived}
+    return {name: np.array(found).reshape(apart.shape) for name, found in values.items()}
 
 
 def _numeric() -> tuple[str, ...]:
