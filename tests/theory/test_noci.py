@@ -205,7 +205,80 @@ def test_a_linear_architecture_without_norms_is_told_its_course():
     assert [by_layer[layer].value for layer in range(13)] == pytest.approx(expected.tolist())
     assert by_layer[0].stderr == pytest.approx(0.01)
     assert {row.source for row in rows} == {"theory:noci"}
+    assert NOCI.fit(plain.with_(norm="batchnorm", placement="post")) == 0.0
     gated = plain.with_(norm="layernorm", placement="pre", activation="gelu")
     assert 0 < NOCI.fit(gated) < 0.2
     assert NOCI.fit(plain.with_(attention_skip=0.0)) == 0.0
     assert NOCI.reasons(plain.with_(attention_skip=0.0)) == ("it has a branch without a skip",)
+
+
+def stream_of(one, seed):
+    """Mean squares of the stream, and its last cosine: uniform attention, linear MLP, branches and skips as given."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def weight(rows, columns, std):
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64) * std
+
+    x = one.input_rms * tokens_of(one.context, one.width, one.correlation, generator)
+    squares = [float(x.square().mean())]
+    for _ in range(one.depth):
+        read = x / x.square().mean(1, keepdim=True).sqrt() if one.placement == "pre" else x
+        mixed = (
+            read.mean(0, keepdim=True)
+            @ weight(one.width, one.width, one.std_v)
+            @ weight(one.width, one.width, one.std_o)
+        )
+        x = one.attention_skip * x + one.attention_branch * mixed
+        if one.mlp_width:
+            hidden = x @ weight(one.width, one.mlp_width, one.std_up)
+            x = one.mlp_skip * x + one.mlp_branch * hidden @ weight(one.mlp_width, one.width, one.std_down)
+        squares.append(float(x.square().mean()))
+    return [*squares, cosine(x)]
+
+
+@pytest.mark.parametrize("changed", [{}, {"mlp_width": 0}, {"correlation": 0.0, "mlp_skip": 1.0}])
+@pytest.mark.parametrize(("width", "context"), [(64, 12), (96, 40)])
+def test_without_a_norm_the_size_of_the_stream_is_that_of_a_network(width, context, changed):
+    fields = {
+        "depth": 5, "width": width, "norm": "none", "placement": "none", "activation": "identity", "mlp_width": 96,
+        "context": context, "std_v": 0.1, "std_o": 0.13, "std_up": 0.08, "std_down": 0.07, "std_q": 0.0,
+        "correlation": 0.4, "input_rms": 0.3, "attention_branch": 0.9, "mlp_branch": 0.8, "attention_skip": 0.9,
+        "mlp_skip": 0.7,
+    }  # fmt: skip
+    one = Architecture(**{**fields, **changed})
+    rms = {row.layer: row.value for row in NOCI.rows(one) if row.metric == "rms"}
+    seen = torch.tensor([stream_of(one, seed) for seed in range(60)], dtype=torch.float64)[:, :-1]
+    error = seen.std(0) / math.sqrt(len(seen))
+    for layer in range(one.depth + 1):
+        assert abs(float(seen[:, layer].mean()) - rms[layer] ** 2) < 4 * float(error[layer])
+        assert float(error[layer]) < 0.1 * rms[layer] ** 2
+    assert rms[0] == pytest.approx(0.3)
+
+
+def test_the_size_is_that_of_the_growth_at_both_ends_of_what_correlations_can_be_and_stops_beyond_numbers():
+    plain = Architecture(
+        depth=6, width=64, norm="none", placement="none", activation="identity", mlp_width=64, context=8,
+        std_v=64**-0.5, std_o=64**-0.5, std_up=64**-0.5, std_down=64**-0.5, mlp_branch=0.5,
+    )  # fmt: skip
+    for rho in (-1 / 7, 0.0, 0.5, 1.0):
+        rows = NOCI.rows(plain.with_(correlation=rho))
+        found = [row.value**2 for row in rows if row.metric == "rms"]
+        wanted = growth(np.arange(7), tokens=8, attention_branch=1.0, mlp_branch=0.5, correlation=rho)
+        assert found == pytest.approx(wanted.tolist())
+    deep = NOCI.rows(plain.with_(depth=2000))
+    assert 0 < sum(row.metric == "rms" for row in deep) < 2000
+    assert all(math.isfinite(row.value) for row in deep)
+    for changed in ({"activation": "relu"}, {"std_bias_mlp": 0.1}, {"parallel": True}, {"gated": True}):
+        assert {row.metric for row in NOCI.rows(plain.with_(**changed))} == {"similarity", "residual"}
+
+
+@pytest.mark.parametrize("input_rms", [0.5, 2.0])
+def test_a_branch_behind_a_norm_counts_the_more_the_smaller_the_stream_is(input_rms):
+    one = Architecture(
+        depth=1, width=128, mlp_width=0, context=24, std_v=128**-0.5, std_o=128**-0.5, std_q=0.0, correlation=0.2,
+        input_rms=input_rms,
+    )  # fmt: skip
+    seen = torch.tensor([stream_of(one, seed)[-1] for seed in range(60)], dtype=torch.float64)
+    rows = {row.layer: row.value for row in NOCI.rows(one) if row.metric == "similarity"}
+    error = float(seen.std()) / math.sqrt(len(seen))
+    assert abs(float(seen.mean()) - rows[1]) < 4 * error + 0.01

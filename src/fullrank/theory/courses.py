@@ -37,7 +37,7 @@ def stream_rows(
         architecture: of which.
         correlation: ρ after ℓ blocks, ℓ = 0 … depth, of shape (depth + 1,).
         error: standard error of ρ, of the same shape; none where omitted.
-        mean_square: of the stream's entries, of the same shape.
+        mean_square: of the stream's entries, of the same shape; no row where it is infinite.
         scope: of the rows; by default the headline's.
 
     Returns:
@@ -59,7 +59,7 @@ def stream_rows(
         residual = (share * (1 - rho)) ** 0.5
         numbers = [("similarity", rho, wrong)]
         numbers.append(("residual", residual, None if wrong is None or not residual else wrong * share / 2 / residual))
-        if mean_square is not None:
+        if mean_square is not None and np.isfinite(mean_square[layer]):
             numbers.append(("rms", float(mean_square[layer]) ** 0.5, None))
         rows += [
             Row(**where, layer=layer, metric=metric, value=value, stderr=stderr, n=None, exact=True)

@@ -24,6 +24,7 @@ from fullrank.architecture import Architecture
 from fullrank.table import Row
 from fullrank.theory.assumption import Assumption
 from fullrank.theory.courses import stream_rows
+from fullrank.theory.noci_size import effective_branch, stream_square
 from fullrank.theory.theory import theory
 
 __all__ = [
@@ -227,17 +228,14 @@ def balancing_temperature(*, tokens: ArrayLike, width: ArrayLike, correlation: A
 _UNIFORM = 0.5
 
 
-def _effective_branch(architecture: Architecture) -> float:
-    """α₁ with what weights that do not preserve variance, and skips, make of it."""
-    return architecture.attention_branch / architecture.attention_skip * math.sqrt(architecture.value_gain)
-
-
 def _skips_stay(architecture: Architecture) -> float:
     return float(architecture.attention_skip != 0 and architecture.mlp_skip != 0)
 
 
 def _no_norm(architecture: Architecture) -> float:
     """A pre-norm brings the branch's input to rms 1 whatever the stream's size: the recursion lets it grow along."""
+    if architecture.norm == "batchnorm":  # taken over tokens: it takes out what they have in common
+        return 0.0
     return {"none": 1.0, "pre": 0.3, "peri": 0.2, "res-post": 0.2, "post": 0.5}[architecture.placement]
 
 
@@ -268,9 +266,9 @@ def _uniform(architecture: Architecture) -> float:
     gives=("similarity", "residual", "rms"),
 )
 def NOCI(architecture: Architecture) -> Sequence[Row]:  # noqa: N802 - it becomes a Theory, a constant
-    """Rows of the closed form, with the branch's strength as the weights make it."""
+    """Rows of the closed form, with the branch's strength as the weights make it; `rms` where nothing else enters."""
     depth = np.arange(architecture.depth + 1)
-    branch = _effective_branch(architecture)
+    branch = effective_branch(architecture)
     rho = correlation(depth, tokens=architecture.context, attention_branch=branch, correlation=architecture.correlation)
     error = np.zeros_like(rho)
     if architecture.correlation_stderr:
@@ -282,4 +280,4 @@ def NOCI(architecture: Architecture) -> Sequence[Row]:  # noqa: N802 - it become
             )
         ]
         error = np.abs(ends[1] - ends[0]) / 2
-    return stream_rows("noci", architecture, rho, error=error)
+    return stream_rows("noci", architecture, rho, error=error, mean_square=stream_square(architecture))
