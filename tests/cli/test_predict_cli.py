@@ -79,6 +79,9 @@ def test_a_line_over_depth_takes_whole_numbers(fullrank):
     content = json.loads(fullrank("predict", GPT2, "--context", "32", "--vary", "depth=1:5:5", "--json").stdout)
     assert content["axes"][0]["values"] == [1, 2, 3, 4, 5]
     assert content["axes"][0]["own"] == 2
+    content = json.loads(fullrank("predict", GPT2, "--context", "32", "--vary", "depth=1:5", "--json").stdout)
+    assert content["axes"][0]["values"] == [1, 2, 3, 4, 5]  # of fifty points
+    assert len(content["phase"]) == 5
 
 
 def test_what_no_theory_is_and_what_no_architecture_is(refused):
@@ -103,3 +106,5 @@ def test_fields_that_cannot_vary_and_values_that_none_can_have(refused):
     assert "qk_std" in refused("names 'residual': what can vary is residual_scale", GPT2, "--vary", "residual=0.1:1")
     refused("must be 0 or a positive number", GPT2, "--vary", "qk_std=-0.1:1")
     refused("context=1 must be a whole number of 2 or more", GPT2, "--vary", "context=1:64:64")
+    refused("heads=3 do not divide width=32", GPT2, "--vary", "heads=1:4:4")
+    refused("names qk_std and std_q", GPT2, "--vary", "qk_std=0.1:1", "--vary", "std_q=0.1:1")

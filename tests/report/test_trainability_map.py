@@ -3,12 +3,15 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from fullrank.report.trainability_map import Axis, TrainabilityMap
+from fullrank import Architecture
+from fullrank.report.trainability_map import MEANINGS, Axis, TrainabilityMap
+from fullrank.theory.giorlandino_goldt_trainability import phases
 from report.test_page import Page
 
 PHASES = ("trainable", "rank-collapsed", "entropy-collapsed", "unbounded")
@@ -64,6 +67,53 @@ def test_a_place_beyond_the_map_or_of_several_values_is_said_and_not_drawn():
         assert not [trace for trace in one.figure().data if trace.name == "this architecture"]
 
 
+def test_a_field_that_the_architecture_has_not_is_not_said_to_have_several_values():
+    window = Axis("window", np.array([8.0, 16.0, 32.0]), None)
+    (scale,) = line().axes
+    one = TrainabilityMap("2 blocks", (window,), PHASES, np.zeros(3, int), np.arange(3.0), np.arange(3.0))
+    assert "has no place on this map: it has no window." in one.said
+    both = replace(plane(), axes=(replace(plane().axes[0], own=None), replace(scale, name="window", own=None)))
+    assert "it has several values of residual_scale and no window." in both.said
+
+
+def test_a_field_along_which_nothing_changes_is_said_to_make_no_difference():
+    one = plane()
+    assert one.idle() == line().idle() == ()
+    assert "makes no difference" not in one.said
+    still = replace(one, phase=0 * one.phase, gauge=np.ones((30, 12)))  # similarity varies along the first axis alone
+    assert still.idle() == ("qk_std",)
+    assert "qk_std makes no difference here: all its values give the same phase, similarity and gauge." in still.said
+
+
+def test_the_meanings_say_what_the_phases_are_decided_by():
+    plain = Architecture(depth=2, width=64, heads=4, context=64, std_q=0.5, std_k=0.5, std_v=0.2, std_o=0.2)
+    bare = plain.with_(norm="none", placement="none", std_q=0.1, std_k=0.1, mlp_std=0.3)
+    names = {"bare": bare, "normed": plain, "qk": plain.with_(qk_norm=True, logit_scale=3.0)}
+    phase = {
+        (name, *change): PHASES[int(phases(one.with_(**dict([change] if change else []))).phase)]
+        for name, one in names.items()
+        for change in ((), ("residual_scale", 0.1), ("qk_std", 0.001), ("logit_scale", 0.01))
+    }
+    saved = {key for key, value in phase.items() if value != "entropy-collapsed"}
+    assert saved == {
+        *(("bare", "residual_scale", 0.1), ("bare", "qk_std", 0.001), ("bare", "logit_scale", 0.01)),
+        *(("normed", "qk_std", 0.001), ("normed", "logit_scale", 0.01), ("qk", "logit_scale", 0.01)),
+    }
+    said = MEANINGS["entropy-collapsed"]
+    assert "smaller W_Q and W_K unless queries and keys are normed" in said
+    assert "where blocks read a norm, no residual does" in said
+
+    still = bare.with_(residual_scale=0.0, qk_std=0.0, correlation=0.5)
+    assert [PHASES[int(phases(still.with_(input_rms=size)).phase)] for size in (0.99e27, 1.01e27)] == [
+        "trainable",
+        "unbounded",
+    ]
+    assert "root mean square after the last block is 1e27 or more" in MEANINGS["unbounded"]
+    table = (Path(__file__).parents[2] / "docs" / "predicting.md").read_text(encoding="utf-8")
+    assert "| unbounded | `rms` after the last block is 1e27 or more |" in table
+    assert "where blocks read a norm, no residual repairs it" in table
+
+
 def test_the_first_axis_goes_right_and_the_second_up():
     lines = [text for text in shown(plane(), 80).splitlines() if text and text[-1] in ".#*" and len(text) == 40]
     assert lines[0].endswith("*" * 30)  # large standard deviations above
@@ -111,7 +161,8 @@ def test_the_page_holds_the_words_the_figure_and_what_the_phases_mean_and_no_nam
     assert "Content-Security-Policy" in text
     assert "What trains: residual_scale and qk_std" in text
     assert "the softmax rests on few keys" in text
-    assert "grows beyond any number" not in text  # no point is there
+    assert MEANINGS["rank-collapsed"] in text
+    assert "1e27 or more" not in text  # no point is there
 
 
 @pytest.mark.browser

@@ -87,6 +87,32 @@ def test_an_architecture_without_an_mlp_is_given_those_of_the_axis():
     assert found.similarity[0] != found.similarity[1]
 
 
+@pytest.mark.parametrize(
+    ("changed", "name", "values"),
+    [
+        ({"qk_norm": True}, "qk_std", [0.01, 0.3]),
+        ({"qk_norm": True}, "std_k", [0.01, 0.3]),
+        ({}, "std_gate", [0.01, 0.3]),
+        ({"mlp_width": 0}, "mlp_std", [0.01, 0.3]),
+        ({"mlp_width": 0}, "mlp_branch", [0.1, 3]),
+        ({}, "window", [64, 100]),
+        ({"placement": "peri"}, "value_std", [0.01, 0.3]),
+    ],
+)
+def test_a_field_without_effect_on_this_architecture_is_said_to_have_none(changed, name, values):
+    one = PLAIN.with_(**changed)
+    assert f"{name} makes no difference here" in trainability(one, vary={name: values}).said
+    both = trainability(one, vary={"std_o" if name != "value_std" else "attention_branch": [0.1, 0.2], name: values})
+    assert both.idle() == (name,)
+
+
+def test_fields_that_matter_are_not_said_to_make_no_difference():
+    used = {"qk_std": [0.1, 0.3], "std_gate": [0.01, 0.3], "mlp_std": [0.01, 0.3], "window": [8, 32], "depth": [2, 4]}
+    for name, values in used.items():
+        assert trainability(PLAIN.with_(gated=True), vary={name: values}).idle() == ()
+    assert "it has no window." in trainability(PLAIN, vary={"window": [8, 32]}).said
+
+
 def test_memory_does_not_grow_with_depth():
     peaks = []
     vary = {"residual_scale": np.geomspace(0.1, 2, 20), "qk_std": np.geomspace(0.01, 0.2, 20)}

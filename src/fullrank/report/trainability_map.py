@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fullrank.architecture.shorthands import SHORTHANDS
 from fullrank.report.document import dumps
 from fullrank.report.figure import as_figure
 from fullrank.report.terminal_prediction import plain_words
@@ -28,8 +29,9 @@ SIGNS = (".", "#", "*", "!")
 MEANINGS = {
     "trainable": "tokens stay apart over the whole depth, and each query chooses among many keys",
     "rank-collapsed": "tokens have merged after the last block: a stronger skip or weaker branches keep them apart",
-    "entropy-collapsed": "in some block the softmax rests on few keys: no residual repairs it, smaller W_Q and W_K do",
-    "unbounded": "the stream grows beyond any number that a model computes with",
+    "entropy-collapsed": "in some block the softmax rests on few keys: a smaller scale of the logits repairs it, or "
+    "smaller W_Q and W_K unless queries and keys are normed; where blocks read a norm, no residual does",
+    "unbounded": "the stream's root mean square after the last block is 1e27 or more: norms or weaker branches help",
 }
 
 
@@ -40,7 +42,7 @@ class Axis:
     Attributes:
         name: of a field or a shorthand.
         values: that it takes.
-        own: the architecture's own; None where it has several.
+        own: the architecture's own; None where it has none, or several.
     """
 
     name: str
@@ -93,6 +95,15 @@ class TrainabilityMap:
         """What part of the points each phase has."""
         return {name: float((self.phase == index).mean()) for index, name in enumerate(self.phases)}
 
+    def idle(self) -> tuple[str, ...]:
+        """Axes along which nothing changes: a field that this architecture does not use, or of no weight here."""
+        found = []
+        for at, axis in enumerate(self.axes):
+            numbers = (self.phase, self.similarity, self.gauge)
+            if all((np.ptp(one, at) <= 1e-9 * np.abs(one).max(at)).all() for one in numbers):
+                found.append(axis.name)
+        return tuple(found)
+
     @property
     def table(self) -> pandas.DataFrame:
         """One line a point: the fields' values, phase, similarity, gauge."""
@@ -137,20 +148,25 @@ class TrainabilityMap:
 
     @property
     def said(self) -> str:
-        """How many points each phase has, and where the architecture itself stands."""
+        """How many points each phase has, where the architecture itself stands, and which field changes nothing."""
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares().items() if share)
+        idle = "".join(
+            f" {name} makes no difference here: all its values give the same phase, similarity and gauge."
+            for name in self.idle()
+        )
         return (
-            f"Of {self.phase.size:,} points: {parts}; the architecture itself {self._own()}. By the mean-field map of "
-            "arXiv 2505.24333, at initialisation."
+            f"Of {self.phase.size:,} points: {parts}; the architecture itself {self._own()}.{idle} By the mean-field "
+            "map of arXiv 2505.24333, at initialisation."
         )
 
     def _own(self) -> str:
         if self.here is not None:
             place = ", ".join(f"{axis.name} {number(axis.own)}" for axis in self.axes)
             return f"is {self.here} ({place})"
-        several = [axis.name for axis in self.axes if axis.own is None]
-        if several:
-            return f"has no place on this map: it has several values of {' and '.join(several)}"
+        without = [axis.name for axis in self.axes if axis.own is None]
+        if without:
+            has = [f"several values of {name}" if name in SHORTHANDS else f"no {name}" for name in without]
+            return f"has no place on this map: it has {' and '.join(has)}"
         return f"lies outside ({', '.join(f'{axis.name} {number(axis.own)}' for axis in self.axes)})"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
