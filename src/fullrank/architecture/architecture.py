@@ -199,7 +199,7 @@ class Architecture:
             fields.setdefault("key_value_heads", None if self.key_value_heads == self.heads else self.key_value_heads)
         if "correlation" not in fields and self.correlation < 0:
             tokens = fields.get("context", self.context)
-            if tokens != self.context and isinstance(tokens, Integral) and tokens > 1:
+            if tokens != self.context and isinstance(tokens, Integral) and int(tokens) > 1:
                 fields["correlation"] = max(self.correlation, -1 / (int(tokens) - 1))
         return dataclasses.replace(self, **fields)
 
