@@ -80,6 +80,24 @@ def test_the_scale_of_logits_follows_the_width_of_heads_where_it_did():
                 assert found.gauge[i, j] == pytest.approx(float(phases(one).gauge), rel=1e-9)
 
 
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_windows_that_cut_nothing_off_are_none_beside_others_that_do(mask):
+    one = PLAIN.with_(mask=mask, qk_std=0.1)
+    windows, contexts = [8, 64, 100], [16, 64, 256]
+    found = trainability(one, vary={"window": windows, "context": contexts})
+    alone, shut = trainability(one, vary={"window": windows}), one.with_(window=32)
+    for i, window in enumerate(windows):
+        point = phases(one.with_(window=window))
+        assert alone.similarity[i] == pytest.approx(float(point.similarity), rel=1e-9)
+        assert alone.gauge[i] == pytest.approx(float(point.gauge), rel=1e-9)
+        for j, context in enumerate(contexts):
+            point = phases(one.with_(window=window, context=context))
+            assert found.similarity[i, j] == pytest.approx(float(point.similarity), rel=1e-9)
+            assert found.phase[i, j] == point.phase
+    for value, similarity in zip(contexts, trainability(shut, vary={"context": contexts}).similarity, strict=True):
+        assert similarity == pytest.approx(float(phases(shut.with_(context=value)).similarity), rel=1e-9)
+
+
 def test_an_architecture_without_an_mlp_is_given_those_of_the_axis():
     found = trainability(PLAIN.with_(mlp_width=0, placement="pre", mlp_branch=5.0), vary={"mlp_width": [64, 512]})
     one = PLAIN.with_(mlp_width=64, placement="pre", mlp_branch=5.0)

@@ -13,7 +13,7 @@ from fullrank.architecture import Architecture
 from fullrank.architecture.shorthands import SHORTHANDS, field_names
 from fullrank.errors import TheoryError
 from fullrank.report.trainability_map import Axis, TrainabilityMap
-from fullrank.theory.giorlandino_goldt_trainability import PHASES, phases
+from fullrank.theory.giorlandino_goldt_trainability import PHASES, Phases, phases
 from fullrank.verbs.predict import architecture_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def trainability(
     grids = np.meshgrid(*taken.values(), indexing="ij", sparse=True)
     points = _points(architecture, taken)
     fields: dict[str, Any] = dict(zip(taken, grids, strict=True)) | _following(points, taken)
-    found = phases(points.flat[-1], collapsed=collapsed, **fields)
+    found = _found(points.flat[-1], collapsed, fields)
     return TrainabilityMap(str(architecture), tuple(axes), PHASES, found.phase, found.similarity, found.gauge)
 
 
@@ -140,6 +140,24 @@ def _following(points: NDArray[Any], taken: Mapping[str, NDArray[Any]]) -> dict[
     derived = [name for name in ("head_width", "mlp_width", "logit_scale") if name not in taken]
     values = {name: [getattr(one, name) for one in apart.flat] for name in derived}
     return {name: np.array(found).reshape(apart.shape) for name, found in values.items()}
+
+
+def _found(architecture: Architecture, collapsed: float, fields: Mapping[str, Any]) -> Phases:
+    """The phases; a window that cuts nothing off is none, also beside others that do."""
+    found = phases(architecture, collapsed=collapsed, **fields)
+    window = fields.get("window", architecture.window)
+    if window is None:
+        return found
+    cuts = np.broadcast_to(np.less(window, fields.get("context", architecture.context)), found.phase.shape)
+    if cuts.all():
+        return found
+    others = {name: values for name, values in fields.items() if name != "window"}
+    whole = phases(architecture.with_(window=None), collapsed=collapsed, **others)
+    return Phases(
+        np.where(cuts, found.phase, whole.phase),
+        np.where(cuts, found.similarity, whole.similarity),
+        np.where(cuts, found.gauge, whole.gauge),
+    )
 
 
 def _numeric() -> tuple[str, ...]:
