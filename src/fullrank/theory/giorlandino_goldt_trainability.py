@@ -1,7 +1,8 @@
 r"""Which phase an architecture starts in, and the value of a field at which it leaves rank collapse.
 
 The diagram of giorlandino_goldt (arXiv 2505.24333): over depth ρ → 1 (rank collapse, which the residual keeps off), or
-the gauge passes √2 (entropy collapse, which it does not), or neither. Thresholds are arguments.
+the gauge passes √2 (entropy collapse, which it does not where blocks read a norm), or neither. Thresholds are
+arguments.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def phases(
     centred: bool = False,
     **fields: Any,
 ) -> Phases:
-    """Where each point of a map stands; entropy collapse is named first, since no residual repairs it.
+    """Where each point of a map stands; entropy collapse is named first: no residual repairs it where a norm is read.
 
     Args:
         architecture: where to start from.
