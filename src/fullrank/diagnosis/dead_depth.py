@@ -87,8 +87,8 @@ def _wrote_once(evidence: Evidence, stack: str, block: int) -> bool:
 
 def _suspicion(evidence: Evidence, stack: str, block: int) -> Suspicion:
     once = _wrote_once(evidence, stack, block)
-    # weights that may be fresh, in a block that may be meant to begin with nothing
-    severity = Severity.NOTE if evidence.weights == "unknown" and not once else Severity.WARN
+    # weights that may be fresh, in a block that may be meant to begin with nothing: another draw says little of it
+    severity = Severity.NOTE if evidence.weights == "unknown" else Severity.WARN
     rows = [_course(evidence, metric, stack).get(block) for metric in _NUMBERS]
     return Suspicion(
         _claim(evidence, stack, (block,), "it does next to nothing"),
