@@ -14,6 +14,11 @@ def _all() -> dict[str, dict[str, Any]]:
     return {entry["id"]: entry for entry in tomllib.loads(text)["golden"]}
 
 
+def names() -> list[str]:
+    """Of all entries."""
+    return list(_all())
+
+
 def golden(name: str) -> dict[str, Any]:
     """The entry: setting, quantity, expected, tolerance, kind."""
     return _all()[name]

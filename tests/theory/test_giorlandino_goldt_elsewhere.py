@@ -3,7 +3,7 @@
 import math
 
 from fullrank.architecture import Architecture
-from fullrank.theory.giorlandino_goldt_course import course
+from fullrank.theory.giorlandino_goldt_course import course, final
 from golden import assert_golden
 
 
@@ -76,3 +76,9 @@ def test_the_gauge_of_default_initialisations_is_the_golden_one():
     wide = {"depth": 1, "width": 768, "context": 512}
     default, fan_in = (Architecture(**wide, std_q=std, std_k=std) for std in (0.02, 768**-0.5))
     assert_golden("en-default-gauge", [default.gauge, fan_in.gauge])
+
+
+def test_a_fresh_roberta_and_what_centring_makes_of_it():
+    roberta = Architecture(depth=12, width=768, heads=12, placement="post", context=282, correlation=0.33)
+    last = [float(final(roberta, centred=centred).similarity) for centred in (False, True)]
+    assert_golden("mtg-roberta-rho", [roberta.correlation, *last])
