@@ -23,7 +23,7 @@ __all__ = ["FLOOR", "answers", "collapse_depth", "critical_context", "largest_br
 
 Array = NDArray[np.float64]
 
-FLOOR: Final = 9.5367431640625e-07
+FLOOR: Final = 8 * float(np.finfo(np.float32).eps)
 """Residual below which tokens differ by float32's rounding alone: 8 ε."""
 
 _CARRIED = 0.01  # share of a token that the next layers can still tell apart
@@ -125,18 +125,20 @@ def largest_branch(architecture: Architecture) -> Answer:
     low, high = (np.full(inputs["correlation"].shape, math.log(one)) for one in _SCALES)
     own = _two(architecture.attention_branch, architecture.mlp_branch)
     depth = f"over {_blocks(architecture.depth)} (it has {own})"
-    for refined in (False, True):  # a grid, and one between the two points where tokens merge
+
+    def merging(low: Array, high: Array) -> tuple[Array, NDArray[np.bool_]]:
         grid = low + np.linspace(0, 1, 17)[:, None] * (high - low)
-        merged = final(architecture, residual_scale=np.exp(grid), **inputs).similarity >= _MERGED
-        if not refined and merged[0, 0]:
-            return _apart_within(np.exp(grid[:, 0]), merged[:, 0], depth)
-        first = np.where(merged.any(0), merged.argmax(0), len(grid))
-        always, never = (first == 0) & ~refined, first == len(grid)
-        if not refined:
-            none, all_of_them = never, always
-        at = np.clip(first, 1, len(grid) - 1)
-        low, high = (np.take_along_axis(grid, place[None], 0)[0] for place in (at - 1, at))
-    found = np.where(none, math.inf, np.where(all_of_them, 0.0, np.exp(low)))
+        return grid, final(architecture, residual_scale=np.exp(grid), **inputs).similarity >= _MERGED
+
+    grid, merged = merging(low, high)
+    if merged[0, 0]:
+        return _apart_within(np.exp(grid[:, 0]), merged[:, 0], depth)
+    always, never = merged[0], ~merged.any(0)
+    at = np.clip(merged.argmax(0), 1, None)[None]
+    low, high = (np.take_along_axis(grid, at - by, 0)[0] for by in (1, 0))
+    grid, merged = merging(low, high)  # once more, between the two points where tokens merge
+    at = np.clip(merged.argmax(0), 1, None)[None]
+    found = np.where(never, math.inf, np.where(always, 0.0, np.exp(np.take_along_axis(grid, at - 1, 0)[0])))
     if math.isinf(found[0]):
         says = f"No strength of the branches up to {_SCALES[1]:g} merges tokens {depth}"
     else:

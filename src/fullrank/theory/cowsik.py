@@ -24,12 +24,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from fullrank.architecture import Architecture
 from fullrank.table import Row
-from fullrank.theory.activations import ACTIVATIONS, overlap
+from fullrank.theory.activations import overlap
 from fullrank.theory.assumption import Assumption
 from fullrank.theory.courses import stream_rows
 from fullrank.theory.cowsik_block import Step
 from fullrank.theory.cowsik_course import State, course
 from fullrank.theory.giorlandino_goldt_parameters import Parameters, parameters_of
+from fullrank.theory.mean_field import KNOWN_MOMENTS, MANY_TOKENS, NORM_PER_TOKEN, WIDE_HEADS, WIDE_STREAM
 from fullrank.theory.slopes import mean_square_slope
 from fullrank.theory.theory import theory
 
@@ -213,16 +214,8 @@ def _mask(architecture: Architecture) -> float:
 
 _ASSUMES = (
     Assumption("tokens are nearly equal", _near, "its tokens begin at a mean cosine of {correlation:.2g}, not near 1"),
-    Assumption(
-        "the activation's Gaussian moments are known",
-        lambda one: 1.0 if one.activation in ACTIVATIONS or not one.mlp_width else 0.0,
-        "the moments of its activation, {activation}, are not known",
-    ),
-    Assumption(
-        "norms act on one token at a time",
-        lambda one: 0.0 if one.norm == "batchnorm" else 1.0,
-        "its norm is taken over the batch",
-    ),
+    KNOWN_MOMENTS,
+    NORM_PER_TOKEN,
     Assumption(
         "pre-norm, as in the paper's block",
         lambda one: {"pre": 1.0, "none": 0.7}.get(one.placement, 0.9),
@@ -239,13 +232,9 @@ _ASSUMES = (
         lambda one: {"alibi": 0.5, "relative": 0.7}.get(one.positions, 1.0),
         "its positions are {positions}",
     ),
-    Assumption("the stream is wide", lambda one: one.width / (one.width + 8.0), "its width is {width}"),
-    Assumption(  # this and the next as of the map that it linearises: it is never the better of the two
-        "heads are wide",
-        lambda one: float(one.head_width or 1) / (float(one.head_width or 1) + 2.0),
-        "its heads are {head_width} wide",
-    ),
-    Assumption("there are many tokens", lambda one: one.context / (one.context + 4.0), "its context is {context}"),
+    WIDE_STREAM,
+    WIDE_HEADS,
+    MANY_TOKENS,  # the last three as of the map that it linearises: it is never the better of the two
 )
 
 

@@ -29,6 +29,7 @@ from fullrank.theory.deepscalelm_attention import (
 )
 from fullrank.theory.giorlandino_goldt_map import UNBOUNDED
 from fullrank.theory.giorlandino_goldt_parameters import Parameters, parameters_of
+from fullrank.theory.mean_field import MANY_TOKENS, WIDE_HEADS, WIDE_STREAM
 from fullrank.theory.theory import theory
 
 __all__ = ["DEEPSCALELM", "Moments", "backward", "forward"]
@@ -233,13 +234,9 @@ _ASSUMES = (
         lambda one: {"alibi": 0.5, "relative": 0.7}.get(one.positions, 1.0),
         "its positions are {positions}",
     ),
-    Assumption("there are many tokens", lambda one: one.context / (one.context + 4.0), "its context is {context}"),
-    Assumption("the stream is wide", lambda one: one.width / (one.width + 8.0), "its width is {width}"),
-    Assumption(
-        "heads are wide",
-        lambda one: float(one.head_width or 1) / (float(one.head_width or 1) + 2.0),
-        "its heads are {head_width} wide",
-    ),
+    MANY_TOKENS,
+    WIDE_STREAM,
+    WIDE_HEADS,
 )
 
 

@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fullrank.architecture import Architecture
 from fullrank.table import Row
-from fullrank.theory.activations import ACTIVATIONS
 from fullrank.theory.assumption import Assumption
 from fullrank.theory.giorlandino_goldt_course import Layer, Summary, everywhere, late, layers
 from fullrank.theory.giorlandino_goldt_map import Attended, BlockMap
 from fullrank.theory.giorlandino_goldt_parameters import parameters_of
+from fullrank.theory.mean_field import KNOWN_MOMENTS, MANY_TOKENS, NORM_PER_TOKEN, WIDE_HEADS, WIDE_STREAM
 from fullrank.theory.random_energy import row_entropy
 from fullrank.theory.theory import theory
 
@@ -103,36 +103,16 @@ def _seen(architecture: Architecture) -> float:
 
 
 _ASSUMES = (
-    Assumption(
-        "the activation's Gaussian moments are known",
-        lambda one: 1.0 if one.activation in ACTIVATIONS or not one.mlp_width else 0.0,
-        "the moments of its activation, {activation}, are not known",
-    ),
-    Assumption(
-        "norms act on one token at a time",
-        lambda one: 0.0 if one.norm == "batchnorm" else 1.0,
-        "its norm is taken over the batch, the map's over one token",
-    ),
+    KNOWN_MOMENTS,
+    NORM_PER_TOKEN,
     Assumption(
         "branches are normed, so that sizes stay bounded",
         lambda one: 0.8 if one.placement == "none" else 1.0,
         "it has no norm",
     ),
-    Assumption(
-        "the stream is wide: fluctuations between draws fall like 1/√width",
-        lambda one: one.width / (one.width + 8.0),
-        "its width is {width}",
-    ),
-    Assumption(
-        "heads are wide: logits of a head are Gaussian and keys alike",
-        lambda one: float(one.head_width or 1) / (float(one.head_width or 1) + 2.0),
-        "its heads are {head_width} wide",
-    ),
-    Assumption(
-        "there are many tokens, their pairs alike",
-        lambda one: one.context / (one.context + 4.0),
-        "its context is {context}",
-    ),
+    WIDE_STREAM,
+    WIDE_HEADS,
+    MANY_TOKENS,
     Assumption("every key before a query, or every key, is seen", _windowed, "its window is {window}"),
     Assumption(
         "logits depend on positions through tokens alone",
