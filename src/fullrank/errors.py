@@ -10,6 +10,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutputError",
+    "RemedyError",
     "ShapeError",
     "SpecError",
     "TableError",
@@ -66,6 +67,10 @@ class OutputError(FullrankError):
 
 class EditError(FullrankError):
     """A change to a model's forward that cannot be made or undone; then nothing was changed."""
+
+
+class RemedyError(FullrankError):
+    """A remedy that is not known, cannot be applied to a model or cannot be undone now; then nothing was changed."""
 
 
 class DiagnosisError(FullrankError):

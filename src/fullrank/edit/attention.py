@@ -33,6 +33,7 @@ def rewrite_attention(
     stack: str | None = None,
     layer: int | None = None,
     part: str | None = None,
+    path: str | None = None,
     name: str = "rewrite",
 ) -> Edit:
     """Make attention calls with other queries, keys, values or masks, and hand on another output.
@@ -52,6 +53,7 @@ def rewrite_attention(
         stack: only in this stack.
         layer: only in this block call.
         part: only this part: `self`, `cross`, `self.1`, …
+        path: only calls that the module of this name makes.
         name: under which modules are registered.
 
     Returns:
@@ -63,7 +65,7 @@ def rewrite_attention(
     """
     if before is None and after is None:
         raise EditError("before= or after= is needed: there is nothing to rewrite.")
-    places = _places(anatomy, stack, layer, part)
+    places = _places(anatomy, stack, layer, part, path)
     added = [one for one in (before, after) if isinstance(one, nn.Module)]
     if added:
         refuse_wrapped(model)
@@ -158,8 +160,10 @@ class _Rewrite:
         self.turns.begin()
         path = self.places[0].path
         stream = stream_input(args, kwargs)
-        batch = None if stream is None else self.places[0].layout.sizes(stream.shape)[0]
-        mode = Rewriting(self.before, self.after, self.take, path, batch, heads_of(forward.module))
+        layout = self.places[0].layout
+        batch = None if stream is None else layout.sizes(stream.shape)[0]
+        given = None if stream is None else layout.tokens(stream)
+        mode = Rewriting(self.before, self.after, self.take, path, batch, heads_of(forward.module), given)
         forward.running.append(mode)
         try:
             with mode:
@@ -172,7 +176,7 @@ class _Rewrite:
 
 
 def _places(
-    anatomy: Anatomy, stack: str | None, layer: int | None, part: str | None
+    anatomy: Anatomy, stack: str | None, layer: int | None, part: str | None, path: str | None
 ) -> dict[str, list[tuple[Place, bool]]]:
     """For each module that calls a kernel and is to be edited: the places of its calls, and which are meant."""
     found: dict[str, list[tuple[Place, bool]]] = {}
@@ -180,13 +184,14 @@ def _places(
         wanted = one in chosen_stacks(anatomy, stack)
         layers = chosen_layers(one, layer) if wanted else []
         for index, (parts, callers) in enumerate(zip(one.calls, one.callers, strict=True)):
-            for called, path in zip(parts, callers, strict=True):
-                place = place_in(one, index + 1, called, path)
-                meant = index + 1 in layers and part in (None, called)
-                found.setdefault(path, []).append((place, meant))
-    found = {path: places for path, places in found.items() if any(meant for _, meant in places)}
+            for called, caller in zip(parts, callers, strict=True):
+                place = place_in(one, index + 1, called, caller)
+                meant = index + 1 in layers and part in (None, called) and path in (None, caller)
+                found.setdefault(caller, []).append((place, meant))
+    found = {caller: places for caller, places in found.items() if any(meant for _, meant in places)}
     if not found:
-        where = " ".join(f"{n}={v!r}" for n, v in (("stack", stack), ("layer", layer), ("part", part)) if v is not None)
+        asked = (("stack", stack), ("layer", layer), ("part", part), ("path", path))
+        where = " ".join(f"{n}={v!r}" for n, v in asked if v is not None)
         raise EditError(f"no attention call was seen at {where or 'any place'} of this model.")
     return found
 

@@ -36,6 +36,8 @@ class Call:
         window: how many keys up to its own a query sees, where the kernel is told in place of a mask. Stays as it is.
         bias: added to the scores beside `mask`; broadcasts to (batch, heads, queries, keys).
         scale: of the scores; None for 1/√width.
+        input: (sequences, tokens, width), what the calling module was given, as gates read it; None where it is given
+            no such tensor.
     """
 
     place: Place
@@ -50,6 +52,7 @@ class Call:
     window: int | None = None
     bias: Tensor | None = None
     scale: float | None = None
+    input: Tensor | None = None
 
     def change(self, **changes: Any) -> Call:
         """The same call with other tensors."""

@@ -41,6 +41,7 @@ class Rewriting(TorchFunctionMode):
         path: of the module.
         batch: sequences in what the module was called with.
         heads: that the module states.
+        given: the stream that the module was called with, as (sequences, tokens, width), or None.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Rewriting(TorchFunctionMode):
         path: str,
         batch: int | None,
         heads: int | None,
+        given: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.before, self.after = before, after
+        self.before, self.after, self.given = before, after, given
         self.path, self.batch, self.heads = path, batch, heads
         self.calls = 0
         self.busy = False
@@ -74,6 +76,7 @@ class Rewriting(TorchFunctionMode):
         Raises:
             EditError: where `before` returns something else than a call, or changes what this kernel does not show.
         """
+        call = call.change(input=self.given)
         if self.before is None:
             return call
         changed = self.before(call)
