@@ -1,0 +1,7 @@
+"""Reference models, each readable in one sitting: one transformer of plain options, one state-space model."""
+
+from fullrank.zoo.configuration import TransformerConfig
+from fullrank.zoo.output import Prediction
+from fullrank.zoo.transformer import Transformer
+
+__all__ = ["Prediction", "Transformer", "TransformerConfig"]
