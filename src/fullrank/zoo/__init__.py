@@ -2,6 +2,7 @@
 
 from fullrank.zoo.configuration import TransformerConfig
 from fullrank.zoo.output import Prediction
+from fullrank.zoo.state_space import StateSpace, StateSpaceConfig
 from fullrank.zoo.transformer import Transformer
 
-__all__ = ["Prediction", "Transformer", "TransformerConfig"]
+__all__ = ["Prediction", "StateSpace", "StateSpaceConfig", "Transformer", "TransformerConfig"]
