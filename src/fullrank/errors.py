@@ -15,6 +15,7 @@ __all__ = [
     "SpecError",
     "TableError",
     "TheoryError",
+    "TrialError",
 ]
 
 
@@ -79,3 +80,7 @@ class DiagnosisError(FullrankError):
 
 class TheoryError(FullrankError):
     """A theory that is not known, or parameters outside the range that it speaks of."""
+
+
+class TrialError(FullrankError):
+    """A model that cannot be trained for a trial, batches without a loss, or a setting outside its range."""
