@@ -7,6 +7,7 @@ from fullrank.edit.call import Call
 from fullrank.edit.forwards import edits_in
 from fullrank.edit.handle import Edit, together
 from fullrank.edit.places import Place
+from fullrank.edit.residual import rewrite_residual
 from fullrank.edit.scale import scale_branch
 from fullrank.edit.stream import replace_stream, skip_block
 from fullrank.edit.weights import reparametrize, replace_weight
@@ -25,6 +26,7 @@ __all__ = [
     "replace_weight",
     "rewrite_attention",
     "rewrite_block",
+    "rewrite_residual",
     "scale_branch",
     "skip_block",
     "together",

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from fullrank.capture.residual import ResidualTrace
 
-__all__ = ["Additions", "Leaf"]
+__all__ = ["ADD", "CARRY", "LIKE", "Added", "Additions", "Leaf"]
 
-_ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
-_CARRY = frozenset(
+ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "iadd"})  # the last is what a compiler sees
+CARRY = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach", "identity"}
     | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "nan_to_num", "transpose", "permute"}
     | {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__"}
     | {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
 )
+LIKE = frozenset({"type_as", "view_as", "reshape_as", "expand_as"})  # they hand the first tensor on
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,23 @@ class Leaf:
     turn: int
     before: int
     after: int
+
+
+@dataclass(frozen=True)
+class Added:
+    """A branch as it enters an addition to the stream.
+
+    Attributes:
+        leaf: the outermost module that returned it and was called once.
+        events: the attention calls that made it.
+        addition: which addition to the stream takes it up, from 0; branches that are summed first share one.
+        stream: which operand of that addition is the stream, 0 or 1.
+    """
+
+    leaf: Leaf
+    events: list[int]
+    addition: int
+    stream: int
 
 
 @dataclass(eq=False)
@@ -65,14 +83,17 @@ class Additions(ResidualTrace):
 
     def see(self, name: str, args: tuple[Any, ...], output: Any) -> None:
         """Take in one function call of the block."""
-        if not isinstance(output, Tensor) or not self._is_of_size(output):
+        if not isinstance(output, Tensor):
             return
         given = [item for item in args if isinstance(item, Tensor) and self._is_of_size(item)]
-        if name in _ADD and len(given) == 2:
+        if name in ADD and len(given) == 2:
+            self._size = (output.numel(), output.shape[-1])  # an edit may make fewer or more tokens of it
             self._put(output, "sum", given)
-        elif name in _CARRY and len(given) == 1:
+        elif not self._is_of_size(output):
+            return
+        elif (name in CARRY and len(given) == 1) or (name in LIKE and given and given[0] is args[0]):
             if output is not given[0]:
-                self._put(output, "carried", given)
+                self._put(output, "carried", given[:1])
         elif id(output) not in self._nodes or not any(output is item for item in given):
             self._put(output, "other", [])
 
@@ -84,7 +105,7 @@ class Additions(ResidualTrace):
         if self._is_of_size(tensor):
             self._node(tensor).makers.append(leaf)
 
-    def branches(self, output: Tensor, visits: Mapping[str, int]) -> list[tuple[Leaf, list[int]]] | None:
+    def branches(self, output: Tensor, visits: Mapping[str, int]) -> list[Added] | None:
         """What was added on the way from the block's input to its output.
 
         Args:
@@ -92,28 +113,28 @@ class Additions(ResidualTrace):
             visits: how often each module was called in it.
 
         Returns:
-            For each branch the outermost module that returned it and was called once, with the attention calls that
-            made it; None where the way, or a module, is not known.
+            The branches in order; None where the way, or a module, is not known.
         """
         node = self._nodes.get(id(output))
         added = None if node is None else _walk(node)
         if added is None:
             return None
-        found: list[tuple[Leaf, int, int]] = []
+        found: list[tuple[Leaf, int, int, int, int]] = []
         last = 0
-        for at, other in added:
+        for index, (at, other, stream) in enumerate(added):
             leaves = [self._leaf(part, visits) for part in _parts(other)]
             for leaf in leaves:
                 if leaf is None:
                     return None
                 alone = len(leaves) == 1
-                found.append((leaf, last if alone else leaf.after, at.attention if alone else leaf.after))
+                first, after = (last, at.attention) if alone else (leaf.after, leaf.after)
+                found.append((leaf, first, after, index, stream))
             last = max(last, at.attention)
-        inside = {event for leaf, _, _ in found for event in range(leaf.before, leaf.after)}
+        inside = {event for leaf, *_ in found for event in range(leaf.before, leaf.after)}
         described = []
-        for leaf, first, after in found:
+        for leaf, first, after, index, stream in found:
             events = list(range(leaf.before, leaf.after)) or [e for e in range(first, after) if e not in inside]
-            described.append((leaf, events))
+            described.append(Added(leaf, events, index, stream))
         return described
 
     def _leaf(self, node: _Node, visits: Mapping[str, int]) -> Leaf | None:
@@ -136,20 +157,24 @@ class Additions(ResidualTrace):
         self._alive.append(output)
 
 
-def _walk(node: _Node) -> list[tuple[_Node, _Node]] | None:
-    """The sums between the block's input and a node, each with its other operand; None where none leads there."""
+def _walk(node: _Node) -> list[tuple[_Node, _Node, int]] | None:
+    """The sums between the block's input and a node, each with its other operand and the place of the stream's.
+
+    Returns:
+        In order; None where none leads there.
+    """
     if node.kind == "input":
         return []
     if node.kind == "carried":
         return _walk(node.parents[0])
     if node.kind == "other":
         return None
-    ways = [(_walk(parent), other) for parent, other in zip(node.parents, node.parents[::-1], strict=True)]
-    found = [(way, other) for way, other in ways if way is not None]
+    ways = [(_walk(parent), node.parents[1 - place], place) for place, parent in enumerate(node.parents)]
+    found = [(way, other, place) for way, other, place in ways if way is not None]
     if len(found) != 1:
         return None
-    way, other = found[0]
-    return [*way, (node, other)]
+    way, other, place = found[0]
+    return [*way, (node, other, place)]
 
 
 def _parts(node: _Node) -> list[_Node]:

@@ -16,7 +16,8 @@ from fullrank.capture.tap import Tap
 from fullrank.capture.tensors import first_state, stream_input
 from fullrank.capture.undisturbed import undisturbed
 from fullrank.capture.wrappers import bare
-from fullrank.edit.additions import Additions, Leaf
+from fullrank.edit.additions import Added, Additions, Leaf
+from fullrank.errors import EditError
 
 __all__ = ["Branch", "Branches", "find_branches"]
 
@@ -33,6 +34,9 @@ class Branch:
         item: its place in what the module returns.
         turn: which call of the module it is, from 0.
         calls: how often the module is called in one forward.
+        addition: which addition of the block to its stream takes it up, from 0; branches that are summed first, as in
+            some parallel blocks, share one.
+        operand: which operand of that addition is the stream, 0 or 1.
     """
 
     stack: str
@@ -42,6 +46,8 @@ class Branch:
     item: int | str
     turn: int
     calls: int
+    addition: int = 0
+    operand: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,23 @@ class Branches:
     def of(self, stack: str, layer: int) -> dict[str, Branch]:
         """The branches of one block call, by name."""
         return {branch.name: branch for branch in self.found if (branch.stack, branch.layer) == (stack, layer)}
+
+    def chosen(self, stack: str | None, layer: int | None, branch: str | None) -> list[Branch]:
+        """The branches of a stack, a layer, a name; None for all.
+
+        Returns:
+            At least one.
+
+        Raises:
+            EditError: where there is none.
+        """
+        wanted = {"stack": stack, "layer": layer, "name": branch}
+        chosen = [one for one in self if all(value in (None, getattr(one, key)) for key, value in wanted.items())]
+        if not chosen:
+            asked = " ".join(f"{key}={value!r}" for key, value in wanted.items() if value is not None)
+            reason = " ".join(self.notes) or "the branches found are: " + _listed(self)
+            raise EditError(f"no branch was found at {asked or 'any place'}; {reason}")
+        return chosen
 
 
 def find_branches(model: nn.Module, forward: Callable[[], Any], anatomy: Anatomy) -> Branches:
@@ -117,7 +140,7 @@ class _Watch:
         self._calls: dict[str, int] = {}
         self._running: list[_Visit] = []
         self._blocks: list[_Block] = []
-        self._leaves: list[tuple[str, int, str, Leaf]] = []
+        self._leaves: list[tuple[str, int, str, Added]] = []
         self._notes: list[str] = []
 
     def attach(self, put_back: ExitStack) -> None:
@@ -132,8 +155,11 @@ class _Watch:
     def branches(self) -> Branches:
         """What was found."""
         found = [
-            Branch(stack, layer, name, leaf.path, leaf.item, leaf.turn, self._calls[leaf.path])
-            for stack, layer, name, leaf in self._leaves
+            Branch(
+                stack, layer, name, leaf.path, leaf.item, leaf.turn, self._calls[leaf.path], one.addition, one.stream
+            )
+            for stack, layer, name, one in self._leaves
+            for leaf in (one.leaf,)
         ]
         return Branches(tuple(found), tuple(self._notes))
 
@@ -184,14 +210,14 @@ class _Watch:
         parts = stack.calls[block.layer - 1]
         known = parts if len(parts) == block.additions.attention else ()
         counts: dict[str, int] = {}
-        for leaf, events in found:
+        for one in found:
             name = "mlp"
-            if events:
-                cross = bool(known) and known[events[0]].startswith("cross")
+            if one.events:
+                cross = bool(known) and known[one.events[0]].startswith("cross")
                 name = "cross" if cross else "attention"
             count = counts.get(name, 0)
             counts[name] = count + 1
-            self._leaves.append((stack.name, block.layer, f"{name}.{count}" if count else name, leaf))
+            self._leaves.append((stack.name, block.layer, f"{name}.{count}" if count else name, one))
 
 
 def _items(output: Any) -> Iterator[tuple[int | str, Tensor]]:
@@ -201,3 +227,9 @@ def _items(output: Any) -> Iterator[tuple[int | str, Tensor]]:
         yield from ((name, item) for name, item in output.items() if isinstance(item, Tensor))
     elif isinstance(output, tuple | list):
         yield from ((index, item) for index, item in enumerate(output) if isinstance(item, Tensor))
+
+
+def _listed(branches: Branches) -> str:
+    names = dict.fromkeys(f"{one.stack} {one.layer} {one.name}" for one in branches)
+    shown = list(names)[:8]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "") + "."

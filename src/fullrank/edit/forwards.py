@@ -85,7 +85,8 @@ class Enclosed:
         else:
             self._forward = EditedForward(module)
             module.forward = self._forward
-        self._forward.arounds = [*self._forward.arounds, around]
+        arounds = [*self._forward.arounds, around]
+        self._forward.arounds = sorted(arounds, key=lambda one: getattr(one, "outermost", False))
         self._around = around
 
     def check(self) -> None:
@@ -110,6 +111,10 @@ class Enclosed:
                 del forward.module.forward
             else:
                 forward.module.forward = forward.original
+
+    def leave(self) -> None:
+        """The same: it holds no values of weights."""
+        self.undo()
 
 
 class Turns:

@@ -48,12 +48,7 @@ def scale_branch(
     Raises:
         EditError: where there is no such branch, or the name is taken.
     """
-    wanted = {"stack": stack, "layer": layer, "name": branch}
-    chosen = [one for one in branches if all(value in (None, getattr(one, key)) for key, value in wanted.items())]
-    if not chosen:
-        asked = " ".join(f"{key}={value!r}" for key, value in wanted.items() if value is not None)
-        reason = " ".join(branches.notes) or "the branches found are: " + _listed(branches)
-        raise EditError(f"no branch was found at {asked or 'any place'}; {reason}")
+    chosen = branches.chosen(stack, layer, branch)
     registered = isinstance(by, nn.Parameter | nn.Module)
     if registered:
         refuse_wrapped(model)
@@ -97,9 +92,3 @@ class _Scale:
             shape = tuple(scaled.shape) if isinstance(scaled, Tensor) else type(scaled).__name__
             raise EditError(f"what {self._path} adds is {tuple(added.shape)}, and scaled it would be {shape}.")
         return with_state(output, scaled.to(added.dtype), self._item)
-
-
-def _listed(branches: Branches) -> str:
-    names = dict.fromkeys(f"{one.stack} {one.layer} {one.name}" for one in branches)
-    shown = list(names)[:8]
-    return ", ".join(shown) + (", …" if len(names) > len(shown) else "") + "."
