@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fullrank.verbs.examine import examine
     from fullrank.verbs.examine_each import examine_each
     from fullrank.verbs.predict import predict
+    from fullrank.verbs.repair import repair
     from fullrank.verbs.trainability import trainability
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "examine",
     "examine_each",
     "predict",
+    "repair",
     "trainability",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "examine": "fullrank.verbs.examine",
     "examine_each": "fullrank.verbs.examine_each",
     "predict": "fullrank.verbs.predict",
+    "repair": "fullrank.verbs.repair",
     "trainability": "fullrank.verbs.trainability",
 }
 

@@ -211,3 +211,7 @@ class Leased:
         if self._around.lease is not None:
             self._around.lease.release()
             self._around.lease = None
+
+    def leave(self) -> None:
+        """The same: it holds no values of weights."""
+        self.undo()

@@ -17,6 +17,9 @@ class Change(Protocol):
     def undo(self) -> None:
         """Take it back."""
 
+    def leave(self) -> None:
+        """Take the structure out, and leave the values of weights as they are now."""
+
 
 class Edit:
     """A change to a model that is in force until it is undone.
@@ -48,6 +51,18 @@ class Edit:
             change.check()
         for change in reversed(self._changes):
             change.undo()
+        self._changes = ()
+
+    def leave(self) -> None:
+        """Take the structure out and leave the values of weights as they are now; a second time nothing happens.
+
+        What was written into weights stays with what was trained since; a weight that was made a function of its
+        parameter keeps the value that this gives now; all else is as after `undo`.
+        """
+        for change in self._changes:
+            change.check()
+        for change in reversed(self._changes):
+            change.leave()
         self._changes = ()
 
     def __enter__(self) -> Self:

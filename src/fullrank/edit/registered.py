@@ -32,6 +32,10 @@ class Added:
         """Take it out."""
         delattr(self._parent, self._name)
 
+    def leave(self) -> None:
+        """The same: it holds no values of weights."""
+        self.undo()
+
 
 def refuse_wrapped(model: nn.Module) -> None:
     """DDP learns of parameters when it is made: those that come later would never be averaged.

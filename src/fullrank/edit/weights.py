@@ -100,6 +100,10 @@ class _Values:
         """Write the old values back."""
         with torch.no_grad():
             self._tensor.copy_(self._old)
+        self.leave()
+
+    def leave(self) -> None:
+        """Forget the old values."""
         _LIVE[self._key].pop()
         if not _LIVE[self._key]:
             del _LIVE[self._key]
@@ -129,13 +133,20 @@ class _Parametrized:
 
     def undo(self) -> None:
         """Take the function away, and all of the machinery with the last one."""
+        self._take_away(keep=False)
+
+    def leave(self) -> None:
+        """Take the function away; the parameter takes the value that it gives now, where it is the only one."""
+        self._take_away(keep=True)
+
+    def _take_away(self, *, keep: bool) -> None:
         found = self._module.parametrizations[self._last]  # type: ignore[index]
         if len(found) > 1:
             place = self._place()
             assert place is not None
             del found[place]  # type: ignore[union-attr]
             return
-        parametrize.remove_parametrizations(self._module, self._last, leave_parametrized=False)
+        parametrize.remove_parametrizations(self._module, self._last, leave_parametrized=keep)
         own = self._module._parameters
         for each in [each for each in self._order if each in own]:
             own[each] = own.pop(each)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fullrank.errors import SpecError
 
-__all__ = ["FORMS", "Kind", "Spec", "close_matches", "parse"]
+__all__ = ["FORMS", "Kind", "Spec", "close_matches", "options_of", "parse"]
 
 Kind = Literal["hub", "directory", "config", "architecture", "python"]
 
@@ -96,15 +96,31 @@ def _architecture(text: str, rest: str) -> Spec:
         raise SpecError(
             f"SPEC {text!r} names no architecture after 'arch:'; write arch:llama or arch:vit?hidden_size=64."
         )
+    return Spec(text, "architecture", name, options_of(query, f"SPEC {text!r}"))
+
+
+def options_of(query: str, where: str) -> tuple[tuple[str, Any], ...]:
+    """Read `option=value&option=value`.
+
+    Args:
+        query: what stands after the question mark.
+        where: what it belongs to, for the error.
+
+    Returns:
+        (name, value) in the order written; values are JSON where they are JSON.
+
+    Raises:
+        SpecError: for what is not of this form, or an option given twice.
+    """
     options: dict[str, Any] = {}
     for piece in query.split("&") if query else ():
         option, equals, value = piece.partition("=")
         if not equals or not option:
-            raise SpecError(f"SPEC {text!r} has the option {piece!r}; options are written name=value, joined by '&'.")
+            raise SpecError(f"{where} has the option {piece!r}; options are written name=value, joined by '&'.")
         if option in options:
-            raise SpecError(f"SPEC {text!r} gives the option {option!r} twice.")
+            raise SpecError(f"{where} gives the option {option!r} twice.")
         options[option] = _value(value)
-    return Spec(text, "architecture", name, tuple(options.items()))
+    return tuple(options.items())
 
 
 def _python(text: str, rest: str) -> Spec:

@@ -1,0 +1,30 @@
+"""Remedies: what each addresses, where it acts, how exact it is; applied to a model, proved and undone."""
+
+from fullrank.remedies.asked import Asked, Prescription, asked_for
+from fullrank.remedies.catalogue import CATALOGUE, remedy_of
+from fullrank.remedies.parameter import Parameter
+from fullrank.remedies.patient import Patient, Seen, Site
+from fullrank.remedies.penalty import Penalty, penalty_of
+from fullrank.remedies.record import repairs_in
+from fullrank.remedies.remedy import Remedy, remedy
+from fullrank.remedies.repair import Applied, Repair, repaired
+
+__all__ = [
+    "CATALOGUE",
+    "Applied",
+    "Asked",
+    "Parameter",
+    "Patient",
+    "Penalty",
+    "Prescription",
+    "Remedy",
+    "Repair",
+    "Seen",
+    "Site",
+    "asked_for",
+    "penalty_of",
+    "remedy",
+    "remedy_of",
+    "repaired",
+    "repairs_in",
+]

@@ -1,0 +1,221 @@
+"""Applying remedies to a model, and taking them back."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fullrank.capture.wrappers import bare
+from fullrank.edit import Edit, together
+from fullrank.edit.handle import make
+from fullrank.errors import FullrankError, RemedyError
+from fullrank.remedies.asked import Asked
+from fullrank.remedies.patient import Patient
+from fullrank.remedies.penalty import Penalty, penalty_of
+from fullrank.remedies.proof import Proof, answer_of, proof_of
+from fullrank.remedies.record import Recorded, repairs_in
+from fullrank.remedies.trained import checksums, differ
+
+__all__ = ["Applied", "Repair", "repaired"]
+
+
+class Applied:
+    """One remedy in force, with what it changed.
+
+    Attributes:
+        asked: the remedy and its parameters.
+        edit: what was changed and where.
+        added: names and sizes of parameters that were added.
+        proof: what it did to the output.
+    """
+
+    def __init__(self, asked: Asked, edit: Edit, added: Mapping[str, int], proof: Proof) -> None:
+        self.asked, self.edit, self.added, self.proof = asked, edit, dict(added), proof
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers to be trained were added."""
+        return sum(self.added.values())
+
+    def __str__(self) -> str:
+        where = self.edit.where
+        places = f"{len(where)} places ({where[0]} … {where[-1]})" if len(where) > 2 else " and ".join(where)
+        numbers = f"{self.parameters:,} parameters added" if self.parameters else "no parameters added"
+        return f"{self.asked} [{self.asked.remedy.exactness}] at {places}; {numbers}; {self.proof}."
+
+
+class Repair:
+    """Remedies in force on a model.
+
+    A context manager that undoes them at the end of the block, and a plain handle. Before any step of training `undo()`
+    restores the model bit for bit; afterwards it takes the structure out and leaves trained weights as they are.
+
+    Attributes:
+        model: the model.
+        applied: the remedies, in the order applied.
+        notes: sentences for the reader.
+    """
+
+    def __init__(self, model: nn.Module, applied: Sequence[Applied], changes: Edit) -> None:
+        self.model, self.applied = model, tuple(applied)
+        self.notes = tuple(
+            f"{one.asked.remedy.name}: the output does not depend on {len(one.proof.unheard)} added parameters."
+            for one in applied
+            if one.proof.unheard
+        )
+        self._changes = changes
+        self._added = {name for one in applied for name in one.added}
+        self._before = checksums(model)
+        self._said = ""
+        _IN_FORCE.setdefault(bare(model), []).append(self)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it was not undone yet."""
+        return self._changes.in_force
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers to be trained were added."""
+        return sum(one.parameters for one in self.applied)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model's parameters, other than those that were added, changed since."""
+        return self._moved(False)
+
+    def _moved(self, added: bool) -> bool:
+        now = checksums(self.model)
+        return any(sums != now.get(name, sums) for name, sums in self._before.items() if (name in self._added) == added)
+
+    def penalty(self) -> Tensor:
+        """What remedies of the loss add to it.
+
+        Models that return a loss of their own in training have it added there already.
+
+        Returns:
+            A scalar, of the latest forward; 0 where no remedy is one of the loss.
+        """
+        return penalty_of(self.model)
+
+    def undo(self) -> str:
+        """Take the remedies out again.
+
+        Returns:
+            A sentence: whether the model is as it was, bit for bit, or keeps what was trained.
+
+        Raises:
+            RemedyError: where others were applied after it and are still in force, or something else stands in the way.
+        """
+        if not self.in_force:
+            return self._said
+        mine = _IN_FORCE.get(bare(self.model), [])
+        later = mine[mine.index(self) + 1 :] if self in mine else []
+        if later:
+            names = ", ".join(one.asked.remedy.name for each in later for one in each.applied)
+            raise RemedyError(f"{names} was applied after {self._names}; undo that first.")
+        trained, learnt = self.trained, self._moved(True)
+        try:
+            if trained:
+                self._changes.leave()
+            else:
+                self._changes.undo()
+        except FullrankError as reason:
+            raise RemedyError(f"{self._names} cannot be undone: {reason}") from None
+        mine.remove(self)
+        self._said = (
+            f"{self._names} removed; the model was trained since and keeps its trained weights."
+            if trained
+            else f"{self._names} undone; the model is as it was, bit for bit."
+        )
+        if learnt:
+            self._said += " What was trained in added parameters is gone."
+        return self._said
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.undo()
+
+    def __str__(self) -> str:
+        lines = [str(one) for one in self.applied] + list(self.notes)
+        return "\n".join(lines if self.in_force else [*lines, self._said])
+
+    __repr__ = __str__
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(one.asked.remedy.name for one in self.applied)
+
+
+_IN_FORCE: weakref.WeakKeyDictionary[nn.Module, list[Repair]] = weakref.WeakKeyDictionary()
+"""Repairs by model, in the order applied; a copy of a model has none that could be undone."""
+
+
+def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked]) -> Repair:
+    """Apply remedies one after the other; where one fails, those before it are taken back.
+
+    Args:
+        model: the model.
+        forward: one forward pass, on which the model is looked at and each remedy is proved to act.
+        asked: what to apply.
+
+    Returns:
+        The handle.
+
+    Raises:
+        RemedyError: where one is in force already, does not fit the model or does not act; nothing is changed then.
+    """
+    there = [one["name"] for one in repairs_in(model)]
+    again = [one.remedy.name for one in asked if one.remedy.name in there]
+    if again:
+        raise RemedyError(f"{again[0]} is in force on this {type(bare(model)).__name__} already; undo it first.")
+    edits: list[Edit] = []
+    applied: list[Applied] = []
+    random = torch.get_rng_state()
+    try:
+        for one in asked:
+            try:
+                applied.append(_applied(model, forward, one, edits))
+            except FullrankError as reason:
+                known = str(reason)
+                told = known if known.startswith(one.remedy.name) else f"{one.remedy.name} cannot be applied: {known}"
+                raise RemedyError(told) from None
+        entries = [_entry(one) for one in asked]
+        edits.append(make("record the repairs", [], [lambda: Recorded(model, entries)]))
+    except BaseException:
+        for edit in reversed(edits):
+            edit.undo()
+        raise
+    finally:
+        torch.set_rng_state(random)
+    return Repair(model, applied, together(edits))
+
+
+def _applied(model: nn.Module, forward: Callable[[], Any], asked: Asked, edits: list[Edit]) -> Applied:
+    before = answer_of(model, forward)
+    known = {id(p) for p in model.parameters()}
+    sums = checksums(model)
+    edit = asked.remedy.apply(Patient(model, forward), **asked.parameters)
+    edits.append(edit)
+    added = {name: p for name, p in bare(model).named_parameters() if id(p) not in known}
+    acts = differ(sums, checksums(model)) or any(isinstance(one, Penalty) for one in model.modules())
+    proof = proof_of(model, forward, before, added, acts=acts)
+    if added and not proof.acts:
+        raise RemedyError(f"{asked.remedy.name} was put in place and the output does not depend on it: it was undone.")
+    return Applied(asked, edit, {name: p.numel() for name, p in added.items()}, proof)
+
+
+def _entry(asked: Asked) -> dict[str, Any]:
+    entry = {
+        "name": asked.remedy.name,
+        "parameters": dict(asked.parameters),
+        "structural": asked.remedy.structural,
+    }
+    return json.loads(json.dumps(entry))  # type: ignore[no-any-return]  # as it will be read back
