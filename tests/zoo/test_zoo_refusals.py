@@ -75,16 +75,16 @@ def test_an_impossible_state_space_is_one_sentence(options, sentence):
 
 IDS = torch.zeros(2, 6, dtype=torch.long)
 INPUTS = [
-    ({}, BatchError, "nothing was given; pass one of input_ids, pixel_values, inputs_embeds."),
+    ({}, BatchError, "the model was given nothing; pass one of input_ids, pixel_values, inputs_embeds."),
     (
         {"input_ids": IDS, "inputs_embeds": torch.zeros(2, 6, 64)},
         BatchError,
-        "input_ids and inputs_embeds was given; pass one of input_ids, pixel_values, inputs_embeds.",
+        "the model was given input_ids and inputs_embeds; pass one of input_ids, pixel_values, inputs_embeds.",
     ),
     (
         {"pixel_values": torch.zeros(2, 3, 32, 32)},
         BatchError,
-        "pixel_values was given to a encoder model, which reads input_ids.",
+        "pixel_values was given to a model of kind='encoder', which reads input_ids.",
     ),
     ({"input_ids": IDS[0]}, BatchError, "input_ids has the shape (6,); expected (sequences, tokens)."),
     (
@@ -116,8 +116,7 @@ def test_what_a_model_cannot_read_is_one_sentence(batch, kind, sentence):
 def test_an_image_of_another_size_is_one_sentence():
     with pytest.raises(BatchError) as caught:
         Transformer(TransformerConfig(kind="vision", depth=1))(pixel_values=torch.zeros(2, 3, 16, 16))
-    wanted = "pixel_values has the shape (2, 3, 16, 16); expected ('sequences', 3, 32, 32)."
-    assert str(caught.value).replace("(sequences, ", "('sequences', ") == wanted
+    assert str(caught.value) == "pixel_values has the shape (2, 3, 16, 16); expected (sequences, 3, 32, 32)."
 
 
 def test_a_state_space_refuses_masks_of_another_shape():

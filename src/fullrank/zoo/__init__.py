@@ -2,7 +2,7 @@
 
 from fullrank.zoo.configuration import TransformerConfig
 from fullrank.zoo.output import Prediction
-from fullrank.zoo.state_space import StateSpace, StateSpaceConfig
+from fullrank.zoo.state_space import Decay, StateSpace, StateSpaceConfig
 from fullrank.zoo.transformer import Transformer
 
-__all__ = ["Prediction", "StateSpace", "StateSpaceConfig", "Transformer", "TransformerConfig"]
+__all__ = ["Decay", "Prediction", "StateSpace", "StateSpaceConfig", "Transformer", "TransformerConfig"]

@@ -23,7 +23,7 @@ def the_one_given(**inputs: Tensor | None) -> str:
     """
     given = [name for name, value in inputs.items() if value is not None]
     if len(given) != 1:
-        raise BatchError(f"{' and '.join(given) or 'nothing'} was given; pass one of {', '.join(inputs)}.")
+        raise BatchError(f"the model was given {' and '.join(given) or 'nothing'}; pass one of {', '.join(inputs)}.")
     return given[0]
 
 

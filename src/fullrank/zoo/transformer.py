@@ -103,7 +103,9 @@ class Transformer(nn.Module):
         config = self.config
         given = the_one_given(input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds)
         if (given == "pixel_values") != (config.kind == "vision"):
-            raise BatchError(f"{given} was given to a {config.kind} model, which reads {self.main_input_name}.")
+            raise BatchError(
+                f"{given} was given to a model of kind={config.kind!r}, which reads {self.main_input_name}."
+            )
         x = next(one for one in (input_ids, pixel_values, inputs_embeds) if one is not None)
         X = self.embedding(x)
         require_fitting_mask(attention_mask, *X.shape[:2])
@@ -258,9 +260,10 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(sequences, channels, height, width) to (sequences, tokens, width)."""
         config = self.config
-        wanted = (config.channels, config.image, config.image)
-        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-            raise BatchError(f"pixel_values has the shape {tuple(images.shape)}; expected {('sequences', *wanted)}.")
+        size, channels = config.image, config.channels
+        if images.ndim != 4 or tuple(images.shape[1:]) != (channels, size, size):
+            wanted = f"(sequences, {channels}, {size}, {size})"
+            raise BatchError(f"pixel_values has the shape {tuple(images.shape)}; expected {wanted}.")
         X = self.patches(images).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             X = torch.cat([self.class_token.expand(len(X), 1, -1), X], 1)
