@@ -118,3 +118,28 @@ def test_a_model_is_made_where_and_in_what_torch_was_told():
     narrow = Transformer(TransformerConfig(depth=1), seed=5)
     assert wide.head.weight.dtype == torch.float64
     torch.testing.assert_close(wide.head.weight.float(), narrow.head.weight, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_a_model_compiles_into_one_graph(config):
+    model = made(config).eval()
+    batch = {name: v.float() if v.is_floating_point() else v for name, v in batch_for(config).items()}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_a_model_runs_and_learns_under_autocast_and_in_bfloat16(config):
+    model = made(config)
+    batch = {name: v.float() if v.is_floating_point() else v for name, v in batch_for(config).items()}
+    batch["labels"] = batch.get("input_ids", torch.tensor([1, 2]))
+    exact = float(model.eval()(**batch).loss.detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(exact, rel=0.03)
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    model.bfloat16()
+    half = {name: v.bfloat16() if v.is_floating_point() else v for name, v in batch.items()}
+    assert float(model(**half).loss.detach()) == pytest.approx(exact, rel=0.05)
