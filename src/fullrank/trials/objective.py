@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fullrank import metrics
-from fullrank.capture.backward import own_loss
 from fullrank.capture.own_copy import own_copy
+from fullrank.diagnosis.outcomes import loss_in
 from fullrank.errors import TrialError
 
 __all__ = [
@@ -111,7 +111,7 @@ class OwnLoss(Objective):
     def of(self, model: nn.Module, batch: Any) -> Judged:
         """As the model says."""
         output = run(model, batch)
-        loss = own_loss(output)
+        loss = loss_in(output)
         if loss is None:
             with_labels = isinstance(batch, Mapping) and "labels" in batch
             raise TrialError(
@@ -167,8 +167,8 @@ class YourLoss(Objective):
     def of(self, model: nn.Module, batch: Any) -> Judged:
         """As the function says."""
         loss = self.function(model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise TrialError(f"loss_fn returned {_said(loss)}; it must return one number with a history.")
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TrialError(f"loss_fn returned {_said(loss)}; it must return one number that depends on the model.")
         return Judged(loss.reshape(()), None)
 
 

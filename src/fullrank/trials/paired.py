@@ -78,7 +78,7 @@ def paired(variant: Sequence[Sequence[float]], as_it_is: Sequence[Sequence[float
     stderr = math.sqrt(math.fsum(square for square, _ in known))
     spread = math.fsum(square**2 / freedom for square, freedom in known)
     freedom = stderr**4 / spread if spread else min(freedom for _, freedom in known)
-    half = margin(Row("all", 0, "stream", "out", "loss", mean, stderr=stderr, n=1 + max(1, int(freedom))))
+    half = margin(Row("all", 0, "stream", "out", "loss", mean, stderr=stderr, n=1 + max(1, int(freedom + 1e-6))))
     return Difference(mean, mean - half, mean + half, S, sequences, stderr)
 
 

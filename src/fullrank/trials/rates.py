@@ -1,4 +1,4 @@
-"""Every variant at its own best learning rate, found by short trainings of which the better ones are made longer."""
+"""Every variant at its own best learning rate, found by short trainings of which the best are made longer."""
 
 from __future__ import annotations
 
@@ -65,10 +65,11 @@ def best_rate(
 ) -> Rates:
     """Search by successive halving, then how far up one can go.
 
-    All rates are tried for a quarter of the steps, the better half of them for half, the best two for all. Where the
-    best stands at an end of the grid, the grid is made longer by one rate beyond that end, once. Then rates above the
-    best are tried for all steps, each next one as long as the one below it trains. About four full trainings for five
-    rates.
+    All rates are tried for a quarter of the steps, of more than six the better third for half of them, and the best two
+    for all. Where the best stands at an end of the grid, the grid is made longer by one rate beyond that end, once.
+    Then rates above the best are tried for all steps, each next one as long as the one below it trains. About four full
+    trainings for five rates; short ones favour large rates, so that a smaller one may be missed that is better in the
+    end.
 
     Args:
         attempt: trains from the same start, with held-out sequences to be judged by.
@@ -94,7 +95,7 @@ def best_rate(
         return _loss(courses[rate])
 
     left = sorted(rates)
-    for share, keep in ((4, math.ceil(len(left) / 2)), (2, 2)):
+    for share, keep in ((4, max(2, math.ceil(len(left) / 3))), (2, 2)):
         if len(left) <= keep or steps < 8:
             continue
         lengths = {rate: tried(rate, max(1, steps // share)) for rate in left}
@@ -110,6 +111,7 @@ def best_rate(
             tried(rate, steps)
             if not courses[rate].trains(chance):
                 break
+        best = min((rate for rate in courses if courses[rate].steps >= steps), key=lambda rate: _loss(courses[rate]))
     training = [rate for rate, course in courses.items() if course.trains(chance)]
     top = max(training, default=None)
     return Rates(

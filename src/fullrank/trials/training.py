@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any, Literal
 
@@ -55,10 +55,18 @@ class Settings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise TrialError(f"betas={self.betas!r}; expected two numbers from 0 to below 1.")
 
+    def steps_of_warm_up(self, steps: int) -> float:
+        """How many of so many steps the rate rises over."""
+        return max(1.0, float(round(self.warm_up * steps))) if 0 < self.warm_up < 1 else self.warm_up
+
     def rate(self, step: int, steps: int) -> float:
         """Of a step, counted from 0."""
-        rising = self.warm_up * steps if 0 < self.warm_up < 1 else self.warm_up
+        rising = self.steps_of_warm_up(steps)
         return self.learning_rate * min(1.0, (step + 1) / rising) if rising >= 1 else self.learning_rate
+
+    def as_arguments(self) -> dict[str, Any]:
+        """As `train` takes them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,8 @@ def _course(
                 diverged = step
                 break
             total = judged.loss
+            if not total.requires_grad:
+                raise TrialError("the loss does not depend on any parameter that asks for a gradient.")
             if settings.z_loss:
                 total = total + settings.z_loss * _z(judged.logits)
             if extra_loss is not None:
