@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fullrank.capture.additions import Addition
 from fullrank.capture.lineage import Ref
+from fullrank.capture.replay import between
 from fullrank.capture.weights import Role, indices, per_head
 from fullrank.measure.block_parts import Parts, Untold
 from fullrank.measure.token_map import TokenMap, nonlinearity
@@ -83,9 +85,15 @@ def block_form(parts: Parts) -> BlockForm:
         or ("mlp" in places and not parallel and len(states) != 3)
     ):
         raise Untold("in its blocks the MLP does not follow attention, nor stand beside it")
+    skips = {}
+    for name, role in first.items():  # a state that is normed, read, and multiplied before it is added to
+        index, place = places[name]
+        one, reads = sums.additions[index], parts.products[role].reads
+        if place == one.start and read[name].kind in _NORMED and states[index].kind in _NORMED:
+            read[name], skips[name] = _after_norm(parts, one, reads) or (read[name], 1.0)
     norm, placement = _placement(states, list(read.values()), list(wrote.values()))
     branches = {name: _alpha(parts, owner[name]) * wrote[name].gain for name in wrote}
-    skips = dict.fromkeys(wrote, 1.0)
+    skips |= dict.fromkeys(wrote.keys() - skips.keys(), 1.0)
     for index, state in enumerate(states):
         if state.kind != "scale":
             continue
@@ -113,6 +121,16 @@ def _checked(parts: Parts, start: Ref, end: Ref, still: tuple[Ref, ...] = ()) ->
     if found.kind == "other":
         raise Untold("between weights and stream its blocks compute what is neither a norm nor a factor")
     return found
+
+
+def _after_norm(parts: Parts, one: Addition, reads: Ref) -> tuple[TokenMap, float] | None:
+    """Where one norm makes both what is added to and what is read: what becomes of it on the way to each."""
+    ways = between({one.start: None}, reads)
+    shared = [node for node in between({one.start: None}, one.state) if any(node is other for other in ways)]
+    if not shared:
+        return None
+    read, state = (_checked(parts, shared[-1].out, end) for end in (reads, one.state))
+    return (read, state.gain) if read.kind == state.kind == "scale" else None
 
 
 def _alpha(parts: Parts, index: int) -> float:
