@@ -28,7 +28,7 @@ from fullrank.capture.unfound import why_no_blocks
 from fullrank.capture.visits import Attended, CallTree, Group, Visit, groups_of
 from fullrank.errors import ModelError
 
-__all__ = ["Forward", "survey", "watch"]
+__all__ = ["Forward", "followed", "survey", "watch"]
 
 PIECES = (
     "attention in {first}{others} is not reported: it is put together from several softmaxes (landmarks, sparse "
@@ -97,7 +97,7 @@ def watch(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = 
     else:
         groups = groups_of(model)
     notes: list[str] = []
-    tree, spans = _followed(model, forward, groups, notes)
+    tree, spans = followed(model, forward, groups, notes)
     unique = list({id(group): group for group in groups.values()}.values())
     if blocks is not None:
         stacks = [group.visits for group in unique if group.visits]
@@ -125,9 +125,20 @@ def watch(model: nn.Module, forward: Callable[[], Any], *, blocks: str | None = 
     return Forward(anatomy, tuple(map(tuple, stacks)), spans)
 
 
-def _followed(
+def followed(
     model: nn.Module, forward: Callable[[], Any], groups: dict[nn.Module, Group], notes: list[str]
 ) -> tuple[CallTree, Spans]:
+    """Run one forward and write down its module calls and the lineage of its tensors.
+
+    Args:
+        model: the model that `forward` runs.
+        forward: one forward pass.
+        groups: candidates for blocks.
+        notes: takes sentences about what was switched off.
+
+    Returns:
+        The calls, and where in the lineage they lie.
+    """
     masks = MaskReader()
 
     def on_call(call: KernelCall) -> None:

@@ -6,7 +6,9 @@ from fullrank.edit.branches import Branch, Branches, find_branches
 from fullrank.edit.call import Call
 from fullrank.edit.forwards import edits_in
 from fullrank.edit.handle import Edit, together
+from fullrank.edit.norms import Norm, Norms, find_norms
 from fullrank.edit.places import Place
+from fullrank.edit.replaced import replace_module
 from fullrank.edit.residual import rewrite_residual
 from fullrank.edit.scale import scale_branch
 from fullrank.edit.stream import replace_stream, skip_block
@@ -17,11 +19,15 @@ __all__ = [
     "Branches",
     "Call",
     "Edit",
+    "Norm",
+    "Norms",
     "Place",
     "edits_in",
     "find_branches",
+    "find_norms",
     "reparametrize",
     "replace_heads",
+    "replace_module",
     "replace_stream",
     "replace_weight",
     "rewrite_attention",
