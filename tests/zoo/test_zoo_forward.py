@@ -42,6 +42,7 @@ OPTIONS = [
     {"weight_std": 0.02, "value_std": 2.0},
     {"dropout": 0.4},
 ]
+POOLED = [{"classes": 2, "pooling": name} for name in ("mean", "first", "last")]
 VISION = [
     {},
     {"class_token": True, "pooling": "first"},
@@ -73,9 +74,7 @@ def test_it_computes_what_its_options_say(kind, options, attention):
 
 @pytest.mark.parametrize("attention", ["fused", "explicit"])
 @pytest.mark.parametrize("mask", [PADDED, LEFT], ids=["right", "left"])
-@pytest.mark.parametrize(
-    "options", [{}, {"window": 3}, {"classes": 2, "pooling": "last"}, {"key_value_heads": 2}], ids=named
-)
+@pytest.mark.parametrize("options", [{}, {"window": 3}, *POOLED, {"key_value_heads": 2}], ids=named)
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_it_computes_what_its_options_say_of_padded_sequences(kind, options, mask, attention):
     agrees(TransformerConfig(kind=kind, attention=attention, **SMALL | options), attention_mask=mask)
