@@ -32,7 +32,7 @@ def simulate(name, *, T, d, S, draws):
     for _ in range(draws):
         X, Y = (torch.randn(S, T, d, generator=generator, dtype=torch.float64) for _ in range(2))
         metric = getattr(metrics, name)
-        two = name in ("neighbour_cosine", "span_novelty", "neighbourhood_overlap")
+        two = name in ("neighbour_cosine", "identity_distance", "span_novelty", "neighbourhood_overlap")
         found.append((metric(X, Y) if two else metric(X)).mean())
     found = torch.stack(found)
     return float(found.mean()), float(found.std()) / math.sqrt(draws)

@@ -11,7 +11,7 @@ from fullrank.metrics.accumulate import real_tokens
 from oracles import states
 
 ONE = ("rms", "similarity", "residual", "channel_entropy", "max_to_median", "max_abs", "max_abs_position")
-TWO = ("update_share", "neighbour_cosine", "span_novelty")
+TWO = ("update_share", "neighbour_cosine", "identity_distance", "span_novelty")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

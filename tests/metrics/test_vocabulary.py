@@ -55,6 +55,7 @@ def test_the_vocabulary_holds_every_metric_of_states_and_attention_and_no_other(
         "sequence_energy",
         "token_energy",
         "intrinsic_dimension",
+        "identity_distance",
         "span_novelty",
         "update_share",
         "neighbour_cosine",

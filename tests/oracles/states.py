@@ -52,6 +52,12 @@ def neighbour_cosine(X, X_previous):
     return inner / math.sqrt(_energy(X) * _energy(X_previous))
 
 
+def identity_distance(X, X_0):
+    Y, Y_0 = ([x - _mean(Z) for x in Z] for Z in (X, X_0))
+    inner = sum(_dot(x, y) for x, y in zip(Y, Y_0, strict=True))
+    return math.sqrt(1 - inner**2 / (_energy(Y) * _energy(Y_0)))
+
+
 def channel_entropy(X):
     energy = [_dot(X[:, c], X[:, c]) for c in range(X.shape[1])]
     shares = [e / sum(energy) for e in energy]

@@ -108,7 +108,7 @@ def take(name: str, w: World) -> torch.Tensor:
     match name:
         case "update_share" | "neighbour_cosine" | "neighbourhood_overlap":
             found = metric(w.X, w.X_previous, w.mask)
-        case "span_novelty":
+        case "span_novelty" | "identity_distance":
             found = metric(w.X, w.X_0, w.mask)
         case "branch_energy" | "contrast_gain":
             found = metric(w.A, w.V, w.visible)

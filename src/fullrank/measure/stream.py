@@ -180,6 +180,8 @@ class StreamObserver:
             return
         self._samples.add(place, "update_share", metrics.update_share(X, trail.previous, real))
         self._samples.add(place, "neighbour_cosine", metrics.neighbour_cosine(X, trail.previous, real))
+        distance = metrics.identity_distance(X, trail.first, real)
+        self._samples.add(place, "identity_distance", distance, undefined=_NO_RANK)
         self._samples.add(
             place,
             "neighbourhood_overlap",

@@ -88,7 +88,7 @@ from fullrank.metrics.spectral_ranks import (
     stable_rank,
 )
 from fullrank.metrics.spectrum import both_singular_values, singular_values
-from fullrank.metrics.tokens import neighbour_cosine, residual, rms, similarity, update_share
+from fullrank.metrics.tokens import identity_distance, neighbour_cosine, residual, rms, similarity, update_share
 from fullrank.metrics.vocabulary import VOCABULARY
 from fullrank.metrics.weights import (
     condensation,
@@ -144,6 +144,7 @@ __all__ = [
     "gram_stable_rank",
     "head_ambiguity",
     "head_similarity",
+    "identity_distance",
     "intrinsic_dimension",
     "inverse_participation",
     "isometry_gap",

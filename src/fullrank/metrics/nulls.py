@@ -38,6 +38,7 @@ _CLOSED: dict[str, _Closed] = {
     "sequence_energy": lambda T, d, S: (S - 1) / (S * T) if S > 1 else math.nan,
     "token_energy": lambda T, d, S: 1 - 1 / T,
     "distinct_at_dtype": lambda T, d, S: 1.0 if T > 1 else math.nan,
+    "identity_distance": lambda T, d, S: _mean_root_of_beta(((T - 1) * d - 1) / 2, 0.5) if T > 1 else math.nan,
     "span_novelty": lambda T, d, S: 1 - T / d if d > T else math.nan,
     "neighbourhood_overlap": lambda T, d, S: 2 / (T - 1) if T > 2 else math.nan,
     "numerical_rank": lambda T, d, S: float(min(T, d)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fullrank.metrics.accumulate import balanced, mean_token, real_tokens
 
-__all__ = ["neighbour_cosine", "residual", "rms", "similarity", "unit_tokens", "update_share"]
+__all__ = ["identity_distance", "neighbour_cosine", "residual", "rms", "similarity", "unit_tokens", "update_share"]
 
 
 def rms(
@@ -101,3 +101,27 @@ def neighbour_cosine(
     X = X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
     X_previous = X_previous / torch.linalg.vector_norm(X_previous, dim=(-2, -1), keepdim=True)
     return (X * X_previous).sum((-2, -1)).clamp(-1, 1)
+
+
+def identity_distance(
+    X: Float[Tensor, "*batch tokens width"],
+    X_0: Float[Tensor, "*batch tokens width"],
+    mask: Bool[Tensor, "*batch tokens"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """How far blocks are from handing their input on: the sine of the angle between what is particular to the tokens.
+
+    √(1 − c²) with c the Frobenius cosine of X − 1x̄ᵀ and X_0 − 1x̄_0ᵀ. 0 for a network that does nothing, or only scales
+    its tokens alike and adds the same to all: such a network keeps every profile of the signal and computes nothing.
+    Range [0, 1]; null √(1 − 1/((T − 1) d)) ≈ 1 for unrelated states. Invariant to token order, rotation and scale.
+    Undefined (NaN) where tokens do not differ. O(T d).
+    """
+    halves = []
+    for state in (X, X_0):
+        Y, real = real_tokens(state, mask)
+        Y, _ = balanced(Y)
+        count = real.sum(-1)[..., None, None]
+        Y = torch.where(real[..., None], Y - Y.sum(-2, keepdim=True) / count, 0.0)
+        halves.append(Y / torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True))
+    Y, Y_0 = halves
+    along = (Y * Y_0).sum((-2, -1), keepdim=True)
+    return torch.linalg.vector_norm(Y - along * Y_0, dim=(-2, -1)).clamp(max=1)  # not √(1 − c²): that rounds at 1e-4

@@ -82,6 +82,17 @@ _TOKENS = (
         source="residual_scaling (2502.05795)",
     ),
     state(
+        "identity_distance",
+        "Sine of the angle between what is particular to the tokens now and before the first block: √(1 − c²) with c "
+        "the Frobenius cosine of X_ℓ − 1x̄_ℓᵀ and X_0 − 1x̄_0ᵀ. A network that does nothing keeps every profile: this "
+        "says whether that is why.",
+        range=(0.0, 1.0),
+        healthy="clearly above 0 after the last block",
+        collapsed="0: the blocks hand on what they were given",
+        null="≈ 1 − 1/(2 T d) for two unrelated states",
+        source="definition",
+    ),
+    state(
         "span_novelty",
         "Share of ‖X_ℓ‖² outside the row space of the input states X_0: feature directions that no mixing of the "
         "input tokens can give. Not defined where T ≥ d.",
