@@ -49,7 +49,8 @@ def rewrite_attention(
         model: the model.
         anatomy: what `capture.survey` found.
         before: `call → call`, by `call.change(query=…, key=…, value=…, mask=…, bias=…, scale=…, logits=…, weights=…)`.
-        after: `call, output → output`, (batch, heads, queries, width of values).
+        after: `call, output → output`, (batch, heads, queries, width of values); where `before` widened the values, as
+            with columns of zeros that a kernel needs, it may cut the output to the width that they had.
         stack: only in this stack.
         layer: only in this block call.
         part: only this part: `self`, `cross`, `self.1`, …
@@ -213,5 +214,5 @@ class Leased:
             self._around.lease = None
 
     def leave(self) -> None:
-        """The same: it holds no values of weights."""
+        """Give it up: there is nothing to keep in it."""
         self.undo()

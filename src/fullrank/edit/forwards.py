@@ -113,7 +113,7 @@ class Enclosed:
                 forward.module.forward = forward.original
 
     def leave(self) -> None:
-        """The same: it holds no values of weights."""
+        """As undoing: there is nothing to keep in a forward."""
         self.undo()
 
 

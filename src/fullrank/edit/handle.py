@@ -54,16 +54,21 @@ class Edit:
         self._changes = ()
 
     def leave(self) -> None:
-        """Take the structure out and leave the values of weights as they are now; a second time nothing happens.
+        """Take away what was added to the model, and keep trained values; a second time nothing happens.
 
-        What was written into weights stays with what was trained since; a weight that was made a function of its
-        parameter keeps the value that this gives now; all else is as after `undo`.
+        As `undo()`, but for weights: replaced values stay as they are now, and a reparametrised weight becomes the
+        parameter W = f(V) with its present value. Whatever changes a forward is gone: with it the model computes
+        something else than before.
+
+        Raises:
+            EditError: as `undo()`; and where something stands between a function and its parameter that was there
+                before it, so that no parameter gives the present weight: that has to go first.
         """
         for change in self._changes:
             change.check()
-        for change in reversed(self._changes):
-            change.leave()
-        self._changes = ()
+        while self._changes:  # in the order they were made: of several functions of a weight the innermost first
+            self._changes[0].leave()
+            self._changes = self._changes[1:]
 
     def __enter__(self) -> Self:
         return self

@@ -33,7 +33,7 @@ class Added:
         delattr(self._parent, self._name)
 
     def leave(self) -> None:
-        """The same: it holds no values of weights."""
+        """Take it out: it keeps its values, and the model forgets it."""
         self.undo()
 
 

@@ -104,7 +104,7 @@ class _Values:
 
     def leave(self) -> None:
         """Forget the old values."""
-        _LIVE[self._key].pop()
+        _LIVE[self._key].remove(self)
         if not _LIVE[self._key]:
             del _LIVE[self._key]
 
@@ -133,23 +133,37 @@ class _Parametrized:
 
     def undo(self) -> None:
         """Take the function away, and all of the machinery with the last one."""
-        self._take_away(keep=False)
-
-    def leave(self) -> None:
-        """Take the function away; the parameter takes the value that it gives now, where it is the only one."""
-        self._take_away(keep=True)
-
-    def _take_away(self, *, keep: bool) -> None:
         found = self._module.parametrizations[self._last]  # type: ignore[index]
         if len(found) > 1:
             place = self._place()
             assert place is not None
             del found[place]  # type: ignore[union-attr]
             return
-        parametrize.remove_parametrizations(self._module, self._last, leave_parametrized=keep)
+        parametrize.remove_parametrizations(self._module, self._last, leave_parametrized=False)
         own = self._module._parameters
         for each in [each for each in self._order if each in own]:
             own[each] = own.pop(each)
+
+    def leave(self) -> None:
+        """Let the parameter have the value that the function makes of it, and take the function away.
+
+        Raises:
+            EditError: where another function comes before this one.
+        """
+        found = self._module.parametrizations[self._last]  # type: ignore[index]
+        if self._place() != 0:
+            raise EditError(
+                f"{self._name} was reparametrised before: its present value cannot be kept while that is in force; "
+                "leave or undo that first."
+            )
+        original = found.original  # type: ignore[union-attr]
+        flags = [(part, part.training) for part in self._function.modules()]
+        self._function.eval()  # a power iteration would take a step when it is asked
+        with torch.no_grad():
+            original.copy_(self._function(original))
+        for part, training in flags:
+            part.training = training
+        self.undo()
 
     def _place(self) -> int | None:
         found = self._module.parametrizations[self._last]  # type: ignore[index]
