@@ -94,6 +94,20 @@ def test_of_two_replacements_the_last_is_left_first_and_the_first_still_puts_its
     assert torch.equal(parameter, old)
 
 
+@pytest.mark.parametrize("how", ["undo", "leave"])
+def test_replacements_of_one_weight_under_a_common_handle_are_taken_back_together(how):
+    kind = build("gpt2")
+    parameter = kind.model.get_parameter(NAME)
+    old = parameter.detach().clone()
+    both = together([replace_weight(kind.model, NAME, 1.0), replace_weight(kind.model, NAME, 2.0)])
+    third = replace_weight(kind.model, NAME, 3.0)
+    with pytest.raises(EditError, match="were replaced again since; undo that first"):
+        getattr(both, how)()
+    third.undo()
+    getattr(both, how)()
+    assert torch.equal(parameter, old if how == "undo" else torch.full_like(old, 2.0))
+
+
 def test_a_reparametrised_weight_keeps_its_present_value():
     kind = build("gpt2")
     names, parameter = list(kind.model.state_dict()), kind.model.get_parameter(NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, Self
 
-__all__ = ["Change", "Edit", "make", "together"]
+__all__ = ["Change", "Edit", "Ordered", "make", "together"]
 
 
 class Change(Protocol):
@@ -19,6 +19,16 @@ class Change(Protocol):
 
     def leave(self) -> None:
         """Take the structure out, and leave the values of weights as they are now."""
+
+
+class Ordered:
+    """A change that can only be taken back after those of the same thing that were made later.
+
+    Attributes:
+        beside: the changes that are taken back together with it, in reverse order.
+    """
+
+    beside: Sequence[object] = ()
 
 
 class Edit:
@@ -39,6 +49,9 @@ class Edit:
         self.where = tuple(where)
         self.parameters = parameters
         self._changes = tuple(changes)
+        for change in self._changes:
+            if isinstance(change, Ordered):
+                change.beside = self._changes
 
     @property
     def in_force(self) -> bool:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from fullrank.capture.wrappers import bare
 from fullrank.edit.fitting import broadcasts
-from fullrank.edit.handle import Edit, make
+from fullrank.edit.handle import Edit, Ordered, make
 from fullrank.edit.places import modules_by_name
 from fullrank.edit.registered import refuse_wrapped
 from fullrank.errors import EditError
@@ -78,7 +78,7 @@ def reparametrize(model: nn.Module, name: str, function: nn.Module) -> Edit:
     return make("reparametrise", [name], [lambda: _Parametrized(module, last, name, function)], numbers)
 
 
-class _Values:
+class _Values(Ordered):
     def __init__(self, name: str, tensor: Tensor, new: Tensor) -> None:
         self._name, self._tensor = name, tensor
         self._old = tensor.detach().clone()
@@ -93,7 +93,8 @@ class _Values:
         Raises:
             EditError: in that case.
         """
-        if _LIVE[self._key][-1] is not self:
+        mine = _LIVE[self._key]
+        if any(later not in self.beside for later in mine[mine.index(self) + 1 :]):
             raise EditError(f"the values of {self._name} were replaced again since; undo that first.")
 
     def undo(self) -> None:
