@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fullrank.table import Row, Table
     from fullrank.verbs.examine import examine
     from fullrank.verbs.examine_each import examine_each
+    from fullrank.verbs.load_repaired import load_repaired
     from fullrank.verbs.predict import predict
     from fullrank.verbs.repair import repair
     from fullrank.verbs.trainability import trainability
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "examine",
     "examine_each",
+    "load_repaired",
     "predict",
     "repair",
     "trainability",
@@ -44,6 +46,7 @@ _HOMES = {
     "Variants": "fullrank.report",
     "examine": "fullrank.verbs.examine",
     "examine_each": "fullrank.verbs.examine_each",
+    "load_repaired": "fullrank.verbs.load_repaired",
     "predict": "fullrank.verbs.predict",
     "repair": "fullrank.verbs.repair",
     "trainability": "fullrank.verbs.trainability",

@@ -108,7 +108,7 @@ def test_an_unwritable_page_is_refused_before_anything_is_loaded(refused, checkp
     def load(*args, **kwargs):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("fullrank.cli.job.load", load)
+    monkeypatch.setattr("fullrank.cli.job.loaded", load)
     refused("cannot be written", checkpoint, page=path)
 
 

@@ -17,10 +17,11 @@ from fullrank.cli.progress import Tell, progress
 from fullrank.errors import SpecError
 from fullrank.report import Report, Variants
 from fullrank.report.verdict import Severity
-from fullrank.spec import Spec, Subject, load, parse
+from fullrank.spec import Spec, Subject, parse
 from fullrank.verbs import examine as verb
 from fullrank.verbs.examine_each import examine_each
 from fullrank.verbs.labels import told_apart
+from fullrank.verbs.load_repaired import loaded
 
 __all__ = ["Feeding", "Loading", "Looking", "run"]
 
@@ -116,7 +117,7 @@ def _wanted(
 def _one(spec: str | Spec, loading: Loading, feeding: Feeding, looking: Looking, *, seed: int, tell: Tell) -> Report:
     spec = parse(spec) if isinstance(spec, str) else spec
     tell(f"loading {spec.text}", 0.0)
-    subject = load(spec, seed=seed, **asdict(loading))
+    subject = loaded(spec, seed=seed, **asdict(loading))
     given = feeding.inputs(subject, looking, seed=seed)
     with _hushed():  # only now is it known whether transformers is there; load and inputs are quiet by themselves
         return verb.examine(subject, given, seed=seed, progress=tell, **looking.arguments)
@@ -147,7 +148,7 @@ def _several(
 
 
 def _loaded(spec: str | Spec, loading: Loading, *, seed: int) -> Subject:
-    return load(spec, seed=seed, **asdict(loading))
+    return loaded(spec, seed=seed, **asdict(loading))
 
 
 @contextmanager

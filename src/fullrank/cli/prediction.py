@@ -17,8 +17,9 @@ from fullrank.errors import TheoryError
 from fullrank.report import Report
 from fullrank.report.agreement import of_overlaid
 from fullrank.report.overlay import Overlay
-from fullrank.spec import inputs, load, parse
+from fullrank.spec import inputs
 from fullrank.verbs.architecture_from_model import architecture_from_model
+from fullrank.verbs.load_repaired import loaded
 from fullrank.verbs.predict import predict
 
 __all__ = ["run", "varied"]
@@ -121,7 +122,7 @@ def _overlaid(spec: str, *, context: int | None, theories: Sequence[str] | None,
     from fullrank.spec.quiet import quiet
     from fullrank.verbs.examine import examine
 
-    subject = load(parse(spec), init=True, seed=seed)
+    subject = loaded(spec, init=True, seed=seed)
     given = inputs(subject, context=context, seed=seed)
     with quiet():
         architecture = architecture_from_model(subject, given)

@@ -115,7 +115,7 @@ def identity_distance(
     Range [0, 1]; null √(1 − 1/((T − 1) d)) ≈ 1 for unrelated states. Invariant to token order, rotation and scale.
     Undefined (NaN) where tokens do not differ. O(T d).
     """
-    halves = []
+    halves: list[Tensor] = []
     for state in (X, X_0):
         Y, real = real_tokens(state, mask)
         Y, _ = balanced(Y)
@@ -124,4 +124,5 @@ def identity_distance(
         halves.append(Y / torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True))
     Y, Y_0 = halves
     along = (Y * Y_0).sum((-2, -1), keepdim=True)
-    return torch.linalg.vector_norm(Y - along * Y_0, dim=(-2, -1)).clamp(max=1)  # not √(1 − c²): that rounds at 1e-4
+    across: Tensor = torch.linalg.vector_norm(Y - along * Y_0, dim=(-2, -1))  # √(1 − c²) would round at 1e-4
+    return across.clamp(max=1)

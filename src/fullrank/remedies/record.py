@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fullrank.capture.wrappers import bare
 from fullrank.errors import RemedyError
+from fullrank.spec.loading import REPAIRS
 
 __all__ = ["KEY", "Entry", "Recorded", "decoded", "record_in_weights", "repairs_in"]
 
-KEY = "fullrank_repairs"
+KEY = REPAIRS
 """Name of the buffer in `state_dict()` and of the field in a configuration."""
 
 Entry = dict[str, Any]

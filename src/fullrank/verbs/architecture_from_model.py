@@ -21,9 +21,10 @@ from fullrank.measure.attention_form import AttentionForm, attention_form
 from fullrank.measure.block_form import BlockForm, MLPForm, block_form, mlp_form, rms_of_biases
 from fullrank.measure.block_parts import Parts, Untold, parts_of_block
 from fullrank.measure.positions_of_input import positions_of_input
-from fullrank.spec import Inputs, Subject, inputs, load, subject_of
+from fullrank.spec import Inputs, Subject, inputs, subject_of
 from fullrank.verbs.architecture_tokens import Tokens, look_at_tokens
 from fullrank.verbs.batches import Call, as_calls
+from fullrank.verbs.load_repaired import loaded
 from fullrank.verbs.passes import require_finite_weights, watched
 
 __all__ = ["architecture_from_model", "architecture_of"]
@@ -75,7 +76,7 @@ def architecture_from_model(
 
 
 def _subject(model: nn.Module | str | Subject, seed: int) -> Subject:
-    found = load(model, seed=seed) if isinstance(model, str) else model
+    found = loaded(model, seed=seed) if isinstance(model, str) else model
     wrapped = found.model if isinstance(found, Subject) else found
     if not isinstance(wrapped, nn.Module):
         raise BatchError(f"model={type(model).__name__} is neither a module nor a SPEC.")

@@ -21,7 +21,7 @@ from fullrank.measure.spectra import SEQUENCES
 from fullrank.measure.summaries import Summaries
 from fullrank.measure.weights import weight_rows
 from fullrank.report import Report
-from fullrank.spec import Inputs, Subject, inputs, load, subject_of
+from fullrank.spec import Inputs, Subject, inputs, subject_of
 from fullrank.table import Table
 from fullrank.verbs.about import about, kept_spectra, null_values
 from fullrank.verbs.asked import checked_contexts, checked_probes, chosen_heads, held_against, longest_context
@@ -30,6 +30,7 @@ from fullrank.verbs.batches import Call, as_calls
 from fullrank.verbs.contexts import ContextPlan
 from fullrank.verbs.diagnosed import diagnosed, reference_of, require_testable
 from fullrank.verbs.gradients import Backwards, gradient_observers
+from fullrank.verbs.load_repaired import loaded
 from fullrank.verbs.passes import Finite, Progress, anatomy_of, record, require_finite_weights, stretch
 from fullrank.verbs.ranks import Ranks, ranks_of
 from fullrank.verbs.statistics import statistics_notes
@@ -212,7 +213,7 @@ def _budget(seconds: float | None, contexts: tuple[int, ...], ranks: Ranks) -> B
 
 def _subject(model: nn.Module | str | Subject, seed: int, memory: str | int | None) -> tuple[Subject, Ranks]:
     if isinstance(model, str):
-        model = load(model, seed=seed, memory=memory)
+        model = loaded(model, seed=seed, memory=memory)
     elif memory is not None:
         raise SpecError(f"memory={memory!r} goes with a SPEC; this {type(model).__name__} is loaded already.")
     wrapped = model.model if isinstance(model, Subject) else model

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fullrank.errors import BatchError, FullrankError, TableError
 from fullrank.report import Report, Variants
-from fullrank.spec import Inputs, Subject, inputs, load
+from fullrank.spec import Inputs, Subject, inputs
 from fullrank.verbs.asked import checked_contexts, longest_context
 from fullrank.verbs.examine import Progress, examine
 from fullrank.verbs.labels import told_apart
+from fullrank.verbs.load_repaired import loaded
 
 __all__ = ["Candidate", "examine_each"]
 
@@ -84,7 +85,7 @@ def _one(candidate: Candidate, batch: Any, *, seed: int, progress: Progress, **o
     """The report and what tells whether two models read the same; what was loaded here is gone afterwards."""
     made = candidate() if callable(candidate) and not isinstance(candidate, nn.Module) else candidate
     if isinstance(made, str):
-        made = load(made, seed=seed, memory=options.pop("memory", None))
+        made = loaded(made, seed=seed, memory=options.pop("memory", None))
     given = batch
     if callable(batch) and not isinstance(batch, Mapping):
         if not isinstance(made, Subject):
