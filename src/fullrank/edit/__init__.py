@@ -4,6 +4,7 @@ from fullrank.edit.attention import replace_heads, rewrite_attention
 from fullrank.edit.block import rewrite_block
 from fullrank.edit.branches import Branch, Branches, find_branches
 from fullrank.edit.call import Call
+from fullrank.edit.carried import Carried, carry
 from fullrank.edit.forwards import edits_in
 from fullrank.edit.handle import Edit, together
 from fullrank.edit.norms import Norm, Norms, find_norms
@@ -18,10 +19,12 @@ __all__ = [
     "Branch",
     "Branches",
     "Call",
+    "Carried",
     "Edit",
     "Norm",
     "Norms",
     "Place",
+    "carry",
     "edits_in",
     "find_branches",
     "find_norms",
