@@ -54,7 +54,7 @@ def screening(*, steps=150):
         "seeds": [0, 1, 2],
         "seconds": 412.3,
     }
-    profiles = {name: profile(name, keep=0.2 + index / 5) for index, name in enumerate(NAMES)}
+    profiles = {name: profile(name, keep=0.2 + index / 4.2) for index, name in enumerate(NAMES)}
     profiles["as it is"] = profile("as it is", keep=1.4, reference=profile("reference"))
     notes = ("Three seeds of the order of batches; the weights are the same for all.",)
     return Screening.of(rows, steps=steps, about=about, profiles=profiles, notes=notes)

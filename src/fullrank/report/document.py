@@ -20,7 +20,7 @@ from fullrank.table.slopes import slope_of
 if TYPE_CHECKING:
     from fullrank.report.report import Report
 
-__all__ = ["content", "dumps", "loads", "parsed", "plain", "text_of"]
+__all__ = ["content", "decoded", "dumps", "encoded", "loads", "parsed", "plain", "text_of"]
 
 _NUMBER = "$number"
 """JSON has no infinity and no NaN: such a number outside the rows is written as {"$number": "inf"}."""
@@ -63,11 +63,11 @@ def content(report: Report) -> dict[str, Any]:
     """
     return {
         "schema": SCHEMA_VERSION,
-        "about": _encode(report.about),
-        "spectra": [_encode(asdict(spectrum)) for spectrum in report.spectra],
-        **({"slopes": [_encode(asdict(slope)) for slope in report.context_slopes]} if report.context_slopes else {}),
-        **({"diagnosis": _encode(report.diagnosis.to_record())} if report.diagnosis is not None else {}),
-        **({"prediction": _encode(report.prediction.to_record())} if report.prediction is not None else {}),
+        "about": encoded(report.about),
+        "spectra": [encoded(asdict(spectrum)) for spectrum in report.spectra],
+        **({"slopes": [encoded(asdict(slope)) for slope in report.context_slopes]} if report.context_slopes else {}),
+        **({"diagnosis": encoded(report.diagnosis.to_record())} if report.diagnosis is not None else {}),
+        **({"prediction": encoded(report.prediction.to_record())} if report.prediction is not None else {}),
         **({"reference": content(report.reference)} if report.reference is not None else {}),
         "rows": report.rows.to_records(),
     }
@@ -112,11 +112,11 @@ def parsed(document: Any) -> dict[str, Any]:
     diagnosis, reference, prediction = (document.get(name) for name in ("diagnosis", "reference", "prediction"))
     return {
         "rows": Table.from_records(document["rows"]),
-        "about": _decode(about),
+        "about": decoded(about),
         "spectra": tuple(_spectrum(record) for record in spectra),
-        "context_slopes": tuple(slope_of(_decode(record)) for record in slopes),
-        "diagnosis": None if diagnosis is None else Diagnosis.from_record(_decode(diagnosis)),
-        "prediction": None if prediction is None else Prediction.from_record(_decode(prediction)),
+        "context_slopes": tuple(slope_of(decoded(record)) for record in slopes),
+        "diagnosis": None if diagnosis is None else Diagnosis.from_record(decoded(diagnosis)),
+        "prediction": None if prediction is None else Prediction.from_record(decoded(prediction)),
         "reference": None if reference is None else parsed(reference),
     }
 
@@ -143,24 +143,26 @@ def _spectrum(record: Any) -> HeadSpectrum:
     if not isinstance(record, dict) or sorted(record) != sorted(expected):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise TableError(f"a spectrum has {found}; expected {', '.join(expected)}.")
-    return HeadSpectrum(**_decode(record))
+    return HeadSpectrum(**decoded(record))
 
 
-def _encode(value: Any) -> Any:
+def encoded(value: Any) -> Any:
+    """The value with its infinities written as JSON can hold them."""
     if isinstance(value, float) and not math.isfinite(value):
         return {_NUMBER: repr(value)}
     if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
+        return {key: encoded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
+        return [encoded(item) for item in value]
     return value
 
 
-def _decode(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """What `encoded` gave, as it was."""
     if isinstance(value, dict):
         if set(value) == {_NUMBER}:
             return float(value[_NUMBER])
-        return {key: _decode(item) for key, item in value.items()}
+        return {key: decoded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [decoded(item) for item in value]
     return value

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fullrank.report.trainability_map import TrainabilityMap
     from fullrank.report.variants import Variants
 
-__all__ = ["map_page", "page", "summary"]
+__all__ = ["map_page", "page", "rendered", "summary", "text_of_template"]
 
 
 def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants | None = None) -> str:
@@ -48,7 +48,7 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
     data = embedded(reports, labels, series, of="report" if variants is None else "variant")
     data["series"] = None if variants is None else courses(variants)
     data["openings"] = [opening(report, reports) for report in reports]
-    return _render(
+    return rendered(
         "page.html",
         title=_title(reports, labels, variants),
         variants=variants,
@@ -64,8 +64,8 @@ def page(reports: Sequence[Report], labels: Sequence[str], *, variants: Variants
         kinds_of_heads=KINDS,
         terms=[term(metric) for metric in data["terms"]],
         data=data,
-        css=Markup(_text("page.css")),
-        script=Markup("\n".join(map(_text, ("figures.js", "sheet.js", "definitions.js", "tabs.js")))),
+        css=Markup(text_of_template("page.css")),
+        script=Markup("\n".join(map(text_of_template, ("figures.js", "sheet.js", "definitions.js", "tabs.js")))),
         plotly=Markup(get_plotlyjs()),
         json=Markup(script_safe(data)),
     )
@@ -82,12 +82,12 @@ def map_page(of: TrainabilityMap) -> str:
 
     from fullrank.report.trainability_map import MEANINGS
 
-    return _render(
+    return rendered(
         "map.html",
         title=f"What trains: {' and '.join(axis.name for axis in of.axes)}",
         map=of,
         phases=[(name, MEANINGS[name]) for name, share in of.shares().items() if share],
-        css=Markup(_text("page.css")),
+        css=Markup(text_of_template("page.css")),
         plotly=Markup(get_plotlyjs()),
         json=Markup(script_safe(json.loads(of.figure().to_json()))),
     )
@@ -102,7 +102,7 @@ def _title(reports: Sequence[Report], labels: Sequence[str], variants: Variants 
 def summary(reports: Sequence[Report], labels: Sequence[str]) -> str:
     """What a notebook shows: what was examined and the headline table, styled inline and without a script."""
     words = {"effect_words": effect_words, "answer_words": answer_words, "number": number}
-    return _render("notebook.html", reports=_overviews(reports, labels), **words)
+    return rendered("notebook.html", reports=_overviews(reports, labels), **words)
 
 
 def _overviews(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -134,11 +134,13 @@ def _pairs(reports: Sequence[Report], labels: Sequence[str]) -> list[tuple[Repor
     return list(zip(reports, labels, strict=True))
 
 
-def _text(name: str) -> str:
+def text_of_template(name: str) -> str:
+    """A file of the templates, as it is."""
     return resources.files("fullrank.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _render(name: str, **content: Any) -> str:
+def rendered(name: str, **content: Any) -> str:
+    """A template with its content; text in it is escaped, and a name that is missing is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("fullrank.report", "templates")
