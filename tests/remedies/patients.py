@@ -10,7 +10,7 @@ import kinds
 import torch
 from torch import Tensor, nn
 
-from fullrank.zoo import Transformer, TransformerConfig
+from fullrank.zoo import StateSpace, StateSpaceConfig, Transformer, TransformerConfig
 
 
 class Case:
@@ -61,6 +61,11 @@ def _zoo(**options: Any) -> Case:
     return Case(model, {"input_ids": kinds.ids()}, sizes["depth"])
 
 
+def _state_space() -> Case:
+    model = StateSpace(StateSpaceConfig(depth=3, width=16, states=4, vocabulary=50), seed=0).double().eval()
+    return Case(model, {"input_ids": kinds.ids()}, 3)
+
+
 PATIENTS: dict[str, Callable[[], Case]] = {
     **{
         name: functools.partial(_kind, name)
@@ -72,6 +77,9 @@ PATIENTS: dict[str, Callable[[], Case]] = {
 }
 """By name; each call builds one anew."""
 
+STATE_SPACES: dict[str, Callable[[], Case]] = {"zoo_state_space": _state_space}
+"""The same, without attention: for remedies of state spaces, and for them alone."""
+
 CAUSAL = ("gpt2", "llama_padded", "plain_softmax", "zoo_decoder")
 POST_NORM = ("bert", "torch_encoder", "zoo_post")
 EXPLICIT = ("plain_softmax",)
@@ -79,7 +87,12 @@ EXPLICIT = ("plain_softmax",)
 
 
 def build(name: str) -> Case:
-    return PATIENTS[name]()
+    return (PATIENTS | STATE_SPACES)[name]()
+
+
+def patients_of(acts_on: str) -> tuple[str, ...]:
+    """Names of the models that remedies which act there are tried on."""
+    return tuple(STATE_SPACES if acts_on == "state space" else PATIENTS)
 
 
 @torch.no_grad()

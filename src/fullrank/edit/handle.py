@@ -42,7 +42,10 @@ class Edit:
         what: what is changed, in a few words.
         where: names of the modules or parameters that are changed.
         parameters: how many numbers to be trained were added.
+        notes: sentences for the reader, of whoever made it.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, what: str, where: Sequence[str], changes: Sequence[Change], parameters: int = 0) -> None:
         self.what = what
@@ -125,4 +128,6 @@ def together(edits: Sequence[Edit]) -> Edit:
         edit._changes = ()
     what = "; ".join(dict.fromkeys(edit.what for edit in edits))
     where = [place for edit in edits for place in edit.where]
-    return Edit(what, where, changes, sum(edit.parameters for edit in edits))
+    common = Edit(what, where, changes, sum(edit.parameters for edit in edits))
+    common.notes = tuple(note for edit in edits for note in edit.notes)
+    return common

@@ -20,8 +20,8 @@ class Parameter:
         name: as in Python and on the command line.
         says: what it is, in a few words.
         default: what is taken where nothing is given.
-        kind: a `number`, an `integer`, a `switch` (True or False), a `choice` of words, or `layers` (numbers of block
-            calls, from 1).
+        kind: a `number`, an `integer`, a `switch` (True or False), a `choice` of words, `layers` (numbers of block
+            calls, from 1), or `sizes` (whole numbers from 1).
         low: the least number that is accepted.
         high: the largest.
         above: a number that it must exceed, where `low` itself would be accepted too much.
@@ -32,7 +32,7 @@ class Parameter:
     name: str
     says: str
     default: Any
-    kind: Literal["number", "integer", "switch", "choice", "layers"] = "number"
+    kind: Literal["number", "integer", "switch", "choice", "layers", "sizes"] = "number"
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
@@ -48,6 +48,8 @@ class Parameter:
             words = "true or false"
         elif self.kind == "layers":
             words = "numbers of block calls, from 1"
+        elif self.kind == "sizes":
+            words = "whole numbers from 1"
         else:
             parts = [f"at least {self.low:g}"] if self.low > self.above else []
             parts += [f"above {self.above:g}"] if self.above >= self.low and self.above > -math.inf else []
@@ -84,7 +86,7 @@ class Parameter:
             return value if isinstance(value, bool) else None
         if self.kind == "choice":
             return value if value in self.choices else None
-        if self.kind == "layers":
+        if self.kind in ("layers", "sizes"):
             given = [value] if isinstance(value, int) else value
             whole = isinstance(given, list | tuple) and all(type(one) is int and one > 0 for one in given)
             return tuple(given) if whole and given else None

@@ -37,6 +37,8 @@ class Proof:
             return "on this batch it changes nothing"
         if self.largest == 0:
             return "the output is the same, bit for bit"
+        if self.largest == float("inf"):
+            return "the output has another form"
         return f"the output moves by {self.relative:.2g} of its norm ({self.largest:.2g} at most)"
 
 
