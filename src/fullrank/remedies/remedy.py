@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fullrank.edit import Edit
@@ -41,6 +41,7 @@ class Remedy:
         cost: in time, memory and parameters; whether fused kernels stay.
         structural: whether a model that has it must be built with it before its weights can be loaded.
         apply: makes the edit.
+        only_weights: values of parameters at which a structural remedy changes nothing but values of weights.
     """
 
     name: str
@@ -56,6 +57,12 @@ class Remedy:
     cost: str
     structural: bool
     apply: Apply
+    only_weights: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_structural(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether it is structural with these parameters."""
+        kept = self.only_weights
+        return self.structural and not (kept and all(parameters[name] == value for name, value in kept.items()))
 
     def checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, those that were given and defaults.
@@ -88,6 +95,7 @@ def remedy(
     limits: Sequence[str] = (),
     cost: str,
     structural: bool = True,
+    only_weights: Mapping[str, Any] | None = None,
 ) -> Callable[[Apply], Remedy]:
     """Make a remedy of a function `(patient, **parameters) → Edit`.
 
@@ -121,6 +129,7 @@ def remedy(
             cost=cost,
             structural=structural,
             apply=apply,
+            only_weights=dict(only_weights or {}),
         )
 
     return declare

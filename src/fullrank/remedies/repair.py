@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Self
 
 import torch
@@ -63,7 +63,7 @@ class Repair:
 
     def __init__(self, model: nn.Module, applied: Sequence[Applied], changes: Edit) -> None:
         self.model, self.applied = model, tuple(applied)
-        self.notes = tuple(
+        self.notes = tuple(f"{one.asked.remedy.name}: {note}" for one in applied for note in one.edit.notes) + tuple(
             f"{one.asked.remedy.name}: the output does not depend on {len(one.proof.unheard)} added parameters."
             for one in applied
             if one.proof.unheard
@@ -87,11 +87,11 @@ class Repair:
     @property
     def trained(self) -> bool:
         """Whether the model's parameters, other than those that were added, changed since."""
-        return self._moved(False)
+        return self._moved(self._before.keys() - self._added)
 
-    def _moved(self, added: bool) -> bool:
+    def _moved(self, names: Set[str]) -> bool:
         now = checksums(self.model)
-        return any(sums != now.get(name, sums) for name, sums in self._before.items() if (name in self._added) == added)
+        return any(self._before[name] != now.get(name, self._before[name]) for name in names if name in self._before)
 
     def penalty(self) -> Tensor:
         """What remedies of the loss add to it.
@@ -119,7 +119,9 @@ class Repair:
         if later:
             names = ", ".join(one.asked.remedy.name for each in later for one in each.applied)
             raise RemedyError(f"{names} was applied after {self._names}; undo that first.")
-        trained, learnt = self.trained, self._moved(True)
+        trained = self.trained
+        folded = {name for name in self._added if trained and ".parametrizations." in name}  # kept in the weight
+        learnt = self._moved(self._added - folded)
         try:
             if trained:
                 self._changes.leave()
@@ -216,6 +218,6 @@ def _entry(asked: Asked) -> dict[str, Any]:
     entry = {
         "name": asked.remedy.name,
         "parameters": dict(asked.parameters),
-        "structural": asked.remedy.structural,
+        "structural": asked.remedy.is_structural(asked.parameters),
     }
     return json.loads(json.dumps(entry))  # type: ignore[no-any-return]  # as it will be read back

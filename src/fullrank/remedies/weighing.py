@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fullrank.capture.weights import Runs, Weight, indices
+from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, replace_weight, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient
 
-__all__ = ["change_weights", "scale_weights"]
+__all__ = ["all_or_none", "branches_of", "change_weights", "changed", "head_rows", "scale_weights"]
 
 New = Callable[[Tensor], Tensor]
 
@@ -35,13 +37,16 @@ def scale_weights(patient: Patient, factor: Callable[[str, int, Weight], float],
     return change_weights(patient, lambda stack, layer, weight: lambda W: W * factor(stack, layer, weight), *roles)
 
 
-def change_weights(patient: Patient, new: Callable[[str, int, Weight], New], *roles: str) -> Edit:
+def change_weights(
+    patient: Patient, new: Callable[[str, int, Weight], New], *roles: str, part: str | None = None
+) -> Edit:
     """Give the weights of some roles new values, each as a matrix (out, in).
 
     Args:
         patient: the model.
         new: for (stack, layer, weight) a function of the present matrix.
         roles: of `q k v o up gate down`.
+        part: only those that serve this attention call, such as `self`.
 
     Returns:
         One handle.
@@ -49,30 +54,81 @@ def change_weights(patient: Patient, new: Callable[[str, int, Weight], New], *ro
     Raises:
         RemedyError: where one of them is not known or cannot be read.
     """
-    edits: list[Edit] = []
+    edit = all_or_none(_changes(patient, new, patient.weights(*roles, part=part)))
+    if edit is None:
+        raise RemedyError(f"no weights {', '.join(roles)} were found in this {type(patient.model).__name__}.")
+    return edit
+
+
+def changed(patient: Patient, weight: Weight, value: New) -> Edit:
+    """Give one weight another value, as a matrix (out, in)."""
+    return replace_weight(patient.model, weight.parameter, partial(_all_within, parts=[(weight, value)]))
+
+
+def all_or_none(edits: Iterator[Edit]) -> Edit | None:
+    """Make edits one after the other; where one fails, those before it are taken back.
+
+    Args:
+        edits: made as they are asked for.
+
+    Returns:
+        One handle; None where there were none.
+    """
+    made: list[Edit] = []
     try:
-        edits.extend(_changes(patient, new, roles))
+        made.extend(edits)
     except BaseException:
-        for edit in reversed(edits):
+        for edit in reversed(made):
             edit.undo()
         raise
-    if not edits:
-        raise RemedyError(f"no weights {', '.join(roles)} were found in this {type(patient.model).__name__}.")
-    return together(edits)
+    return together(made) if made else None
 
 
-def _changes(patient: Patient, new: Callable[[str, int, Weight], New], roles: tuple[str, ...]) -> Iterator[Edit]:
-    found = patient.weights(*roles)
+def branches_of(patient: Patient) -> dict[str, int]:
+    """How many branches each stack adds to its stream, told by their last weights: 2L with attention and MLP."""
+    return {
+        stack.name: sum(len({one.call for one in layer if one.role in ("o", "down")}) for layer in stack.weights)
+        for stack in patient.anatomy.stacks
+    }
+
+
+def head_rows(weight: Weight) -> list[list[int]]:
+    """For each attention head its rows (for `o` its columns), counted within the matrix of the role.
+
+    With grouped queries a key head stands once for every query head that it serves.
+
+    Returns:
+        Numbers of each head; none where the role has no heads.
+    """
+    whole = weight.columns if weight.role == "o" else weight.rows
+    if whole is None:
+        return [indices(head) for head in weight.heads]
+    place = {number: at for at, number in enumerate(indices(whole))}
+    return [[place[number] for number in indices(head)] for head in weight.heads]
+
+
+def _changes(
+    patient: Patient, new: Callable[[str, int, Weight], New], found: Sequence[tuple[str, int, Weight]]
+) -> Iterator[Edit]:
     for _, layer, weight in found:
         if weight.reason:
             raise RemedyError(f"the weight {weight.part!r} of layer {layer} is not known: {weight.reason}.")
-    done: set[Weight] = set()
+    tensors: dict[str, Tensor | str] = dict(bare(patient.model).named_parameters(remove_duplicate=False))
+    done: set[tuple[object, ...]] = set()
+    of_parameter: dict[str, list[tuple[Weight, New]]] = {}
     for stack, layer, weight in found:
-        if weight in done:
-            continue
-        done.add(weight)
-        value = new(stack, layer, weight)
-        yield replace_weight(patient.model, weight.parameter, lambda P, w=weight, f=value: _within(P, w, f))  # type: ignore[misc]
+        part = (id(tensors.get(weight.parameter, weight.parameter)), weight.rows, weight.columns, weight.expert)
+        if part not in done:  # a weight that several blocks share, under whatever name, is changed once
+            done.add(part)
+            of_parameter.setdefault(weight.parameter, []).append((weight, new(stack, layer, weight)))
+    for parameter, parts in of_parameter.items():  # once for each, however many roles or experts it holds
+        yield replace_weight(patient.model, parameter, partial(_all_within, parts=parts))
+
+
+def _all_within(parameter: Tensor, *, parts: Sequence[tuple[Weight, New]]) -> Tensor:
+    for weight, value in parts:
+        parameter = _within(parameter, weight, value)
+    return parameter
 
 
 def _within(parameter: Tensor, weight: Weight, value: New) -> Tensor:
