@@ -11,6 +11,7 @@ from fullrank.errors import TrialError
 from fullrank.trials import task_for, train
 from fullrank.trials.images import images, is_of_digits
 from fullrank.trials.language import Language
+from fullrank.zoo import StateSpace, StateSpaceConfig, Transformer, TransformerConfig
 from tiny import bert_config
 from trials.small import Bigram, encoder
 from untouched import changes, everything
@@ -31,6 +32,10 @@ def of_bert(kind, **options):
 
     torch.manual_seed(0)
     return getattr(transformers, kind)(bert_config(**options))
+
+
+def of_zoo(**options):
+    return Transformer(TransformerConfig(depth=2, width=16, heads=2, **options))
 
 
 def naive_levels(language, weights):
@@ -93,6 +98,11 @@ def test_batches_are_the_same_for_a_seed_and_others_are_held_out():
         (encoder, torch.randn(2, 12, 16), "riddles", math.log(16)),
         (encoder, (torch.randn(2, 12, 16),), "riddles", math.log(16)),
         (Bigram, IDS, "text", math.log(16)),
+        (lambda: of_zoo(kind="decoder"), {"input_ids": IDS}, "text", math.log(16)),
+        (lambda: of_zoo(kind="encoder"), {"input_ids": IDS}, "riddles", math.log(16)),
+        (lambda: of_zoo(kind="encoder", classes=4), {"input_ids": IDS}, "topic", math.log(4)),
+        (lambda: of_zoo(kind="vision", image=16), {"pixel_values": torch.randn(2, 3, 16, 16)}, "digits", math.log(10)),
+        (lambda: StateSpace(StateSpaceConfig(depth=2, width=16)), {"input_ids": IDS}, "text", math.log(16)),
     ],
 )
 def test_the_task_is_of_the_kind_that_the_model_reads_and_leaves_no_trace(make, batch, name, chance):
