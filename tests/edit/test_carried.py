@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fullrank.capture import survey
-from fullrank.edit import Carried, carry, edits_in, rewrite_attention, together
+from fullrank.edit import Carried, carry, edits_in, find_branches, rewrite_attention, rewrite_residual, together
 from fullrank.errors import EditError
 from untouched import changes, everything
 
@@ -277,4 +277,39 @@ def test_blocks_that_are_compiled_one_by_one_share_too():
             block.compile(backend="eager", fullgraph=True)
         for _ in range(2):
             assert torch.allclose(model(tokens()), wanted, atol=1e-12)
+    torch._dynamo.reset()
+
+
+class Repeating(PlainGPT):
+    """Checkpoints its blocks itself, where a compiler sees it."""
+
+    def forward(self, ids):
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        for block in self.h:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.head(self.ln_f(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_repeated_regions_inside_one_graph_need_a_switch_of_the_compiler(monkeypatch):
+    model, anatomy = plain(2)
+    repeating = copy.deepcopy(model)
+    repeating.__class__ = Repeating
+    gradients_of = []
+    for each in (model, repeating):
+        sharing(each, anatomy)
+        branches = find_branches(each, lambda each=each: each(tokens()), anatomy)
+        rewrite_residual(each, anatomy, branches, lambda X, F: 0.8 * X + torch.tanh(F))
+    wanted = gradients(lambda: model(tokens()), model)
+    for allowed in (False, True):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch._dynamo.config, "skip_fwd_side_effects_in_bwd_under_checkpoint", allowed)
+        compiled = torch.compile(repeating, backend="aot_eager", fullgraph=True)
+        if allowed:
+            gradients_of.append(gradients(lambda: compiled(tokens()), repeating))  # noqa: B023
+        else:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="Unsafe side effect"):
+                compiled(tokens())
+    assert_equal(gradients_of[0], wanted)
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import types
 import warnings
 
@@ -410,6 +411,9 @@ def test_a_module_becomes_a_child_of_the_blocks(name):
     with torch.no_grad():
         edited = kind()
         assert torch.equal(other(), edited)
+        again = copy.copy(kind)
+        again.model = pickle.loads(pickle.dumps(kind.model))
+        assert torch.equal(again(), edited)
         gate.a.zero_()
         assert torch.equal(other(), edited)  # its gate is its own
         edit.undo()
