@@ -71,6 +71,9 @@ def test_equal_losses_share_a_rank():
         (Restored("similarity", "", 0.9, 0.6, 0.3, 0.0), 0.3, 0.5),
         (Restored("similarity", "", 0.9, 0.3, 0.3, 0.0), 0.3, 1.0),
         (Restored("similarity", "", 0.9, 0.99, 0.3, 0.0), 0.3, -0.15),
+        (Restored("similarity", "", 0.9, 0.1, 0.6, 0.0), 0.6, 1.0),  # tokens that differ more than at initialisation
+        (Restored("rms", "", 9.0, 0.5, 1.0, None), 1.0, 1 - 0.5 / 8),
+        (Restored("similarity", "", 0.2, 0.1, 0.3, 0.0), 0.3, None),  # nothing is missing
         (Restored("similarity", "", 0.9, 0.45, 0.9, 0.0), 0.0, 0.5),  # fresh weights stand where their reference does
         (Restored("similarity", "", 0.9, 0.45, None, 0.0), 0.0, 0.5),
         (Restored("similarity", "", 0.9, 0.45, 0.9, None), None, None),

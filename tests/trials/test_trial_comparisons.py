@@ -126,6 +126,17 @@ def test_rates_that_train_up_to_the_end_of_the_grid_are_said_to_reach_it():
     assert "larger ones may train too" in found.note
 
 
+def test_where_rates_diverge_late_smaller_ones_are_tried_until_one_does_not():
+    class Late(Attempts):
+        def __call__(self, rate, steps):
+            self.limit = 5e-4 if steps > 50 else 9
+            return super().__call__(rate, steps)
+
+    found = best_rate(Late(1e-2, limit=9), steps=100)
+    assert found.best == 3e-4
+    assert found.widest == 3e-4
+
+
 def test_where_all_diverge_there_is_no_best_rate():
     found = best_rate(Attempts(1e-3, limit=0), steps=40)
     assert (found.best, found.widest, found.course) == (None, None, None)

@@ -53,13 +53,15 @@ class Restored:
     def share(self) -> float | None:
         """How much of the way from `before` to `target` it came: 1 all of it, 0 none, below 0 further away.
 
+        Between the target and the null is no further away: tokens that differ more than at initialisation are no worse.
         None where there is no way to go, or nothing to compare with.
         """
         target = self.target
         if self.before is None or self.after is None or target is None or math.isnan(self.after):
             return None
-        way = abs(self.before - target)
-        return None if way <= _ALIKE * max(abs(self.before), abs(target)) else 1 - abs(self.after - target) / way
+        ends = sorted((target, target if self.null is None else self.null))
+        way, left = (max(ends[0] - value, 0.0, value - ends[1]) for value in (self.before, self.after))
+        return None if way <= _ALIKE * max(abs(self.before), abs(target)) else 1 - left / way
 
 
 @dataclass(frozen=True)

@@ -66,17 +66,17 @@ def best_rate(
     """Search by successive halving, then how far up one can go.
 
     All rates are tried for a quarter of the steps, of more than six the better third for half of them, and the best two
-    for all. Where the best stands at an end of the grid, the grid is made longer by one rate beyond that end, once.
-    Then rates above the best are tried for all steps, each next one as long as the one below it trains. About four full
-    trainings for five rates; short ones favour large rates, so that a smaller one may be missed that is better in the
-    end.
+    for all; where these diverge, smaller rates one by one. Where the best stands at an end of the grid, the grid is
+    made longer by one rate beyond that end, once. Then rates above the best are tried for all steps, each next one as long
+    as the one below it trains. About four full trainings for five rates; short ones favour large rates, so that a
+    smaller one may be missed that is better in the end.
 
     Args:
         attempt: trains from the same start, with held-out sequences to be judged by.
         steps: of a whole training.
         rates: the grid, of different positive numbers.
         chance: loss of who knows nothing; see `Course.trains`.
-        widest: whether to look how far up one can go; otherwise it is told of the trainings that there were.
+        widest: whether to look how far up one can go; otherwise it is told of the whole trainings that there were.
 
     Returns:
         What was found.
@@ -101,18 +101,22 @@ def best_rate(
         lengths = {rate: tried(rate, max(1, steps // share)) for rate in left}
         left = sorted(sorted(left, key=lengths.__getitem__)[:keep])
     best = min(left, key=lambda rate: tried(rate, steps))
+    for smaller in sorted((rate for rate in (*rates, min(rates) / _FACTOR) if rate < best), reverse=True):
+        if math.isfinite(tried(best, steps)):
+            break
+        best = smaller
     for end, beyond in ((min(rates), best / _FACTOR), (max(rates), best * _FACTOR)):
         if best == end and math.isfinite(tried(best, steps)) and tried(beyond, steps) < tried(best, steps):
             best = beyond
             break
-    finite = math.isfinite(_loss(courses[best]))
+    finite = math.isfinite(tried(best, steps))
     if widest and finite:
         for rate in sorted(rate for rate in rates if rate > best):
             tried(rate, steps)
             if not courses[rate].trains(chance):
                 break
         best = min((rate for rate in courses if courses[rate].steps >= steps), key=lambda rate: _loss(courses[rate]))
-    training = [rate for rate, course in courses.items() if course.trains(chance)]
+    training = [rate for rate, course in courses.items() if course.steps >= steps and course.trains(chance)]
     top = max(training, default=None)
     return Rates(
         best=best if finite else None,
