@@ -65,11 +65,11 @@ def best_rate(
 ) -> Rates:
     """Search by successive halving, then how far up one can go.
 
-    All rates are tried for a quarter of the steps, of more than six the better third for half of them, and the best two
-    for all; where these diverge, smaller rates one by one. Where the best stands at an end of the grid, the grid is
-    made longer by one rate beyond that end, once. Then rates above the best are tried for all steps, each next one as long
-    as the one below it trains. About four full trainings for five rates; short ones favour large rates, so that a
-    smaller one may be missed that is better in the end.
+    All rates are tried for a quarter of the steps, of more than six the better third for half of them, and the best
+    two for all; where these diverge, smaller rates one by one. Where the best stands at an end of the grid, the grid
+    is made longer by one rate beyond that end, once. Then rates above the best are tried for all steps, each next one
+    as long as the one below it trains. About four full trainings for five rates; short ones favour large rates, so
+    that a smaller one may be missed that is better in the end.
 
     Args:
         attempt: trains from the same start, with held-out sequences to be judged by.
