@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,10 @@ class Call:
         window: how many keys up to its own a query sees, where the kernel is told in place of a mask. Stays as it is.
         bias: added to the scores beside `mask`; broadcasts to (batch, heads, queries, keys).
         scale: of the scores; None for 1/√width.
+        softcap: c, where the kernel makes c·tanh(s/c) of the scores s; stays as it is.
+        sink: logits, one per head, of a key without a value that the kernel adds; stay as they are.
+        attend: `call → output`, (batch, heads, queries, width of values): what computes the output in the kernel's
+            place, where Q and K are shown. It is called with the call as all edits have made it.
         input: (sequences, tokens, width), what the calling module was given, as gates read it; None where it is given
             no such tensor.
     """
@@ -52,6 +57,9 @@ class Call:
     window: int | None = None
     bias: Tensor | None = None
     scale: float | None = None
+    softcap: float | None = None
+    sink: Tensor | None = None
+    attend: Callable[[Call], Tensor] | None = None
     input: Tensor | None = None
 
     def change(self, **changes: Any) -> Call:
@@ -113,7 +121,9 @@ class Call:
         return torch.where(mask, bias, float("-inf"))
 
     def product(self) -> Tensor:
-        """The map that was put in times the values, of which several heads may share one."""
+        """What `attend` computes, or the map that was put in times the values, of which several heads may share one."""
+        if self.attend is not None:
+            return self.attend(self)
         assert self.weights is not None
         value = self.value
         groups = self.weights.shape[1] // value.shape[1]

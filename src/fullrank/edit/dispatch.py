@@ -53,7 +53,7 @@ class Redirect:
 
     def _rewritten(self, forward: EditedForward, given: dict[str, Any], rest: tuple[Any, ...]) -> Any:
         made: list[tuple[Rewriting, Call]] = []
-        replaced: Call | None = None  # its map
+        replaced: Call | None = None  # its map, or its kernel
         for mode in reversed(forward.running):
             place = mode.take()
             if place is None:
@@ -61,11 +61,13 @@ class Redirect:
             call = _call(self.key, place, given)
             changed = mode.begin(call)
             _write(self.key, given, call, changed)
-            if changed.weights is not None:
+            if changed.weights is not None or changed.attend is not None:
                 replaced = changed
             made.append((mode, changed))
         if replaced is not None:
-            output, others = replaced.change(value=given["value"]).product(), (replaced.weights,)
+            last = made[-1][1]
+            output = last.change(weights=replaced.weights, attend=replaced.attend).product()
+            others = (replaced.weights,)
         else:
             keywords = {name: item for name, item in given.items() if name not in _NAMES}
             returned = self.function(*(given.get(name) for name in _NAMES), *rest, **keywords)
@@ -84,6 +86,7 @@ def _call(key: str, place: Any, given: dict[str, Any]) -> Call:
     flag = given.get("is_causal")
     flag = getattr(given["module"], "is_causal", True) if flag is None else flag
     full = mask is not None and (not isinstance(mask, Tensor) or mask.ndim == 4)
+    whole = "flash" in key or "flex" in key  # other kernels are told of caps and sinks too, and leave them out
     if isinstance(mask, Tensor) and mask.ndim == 2:  # (batch, keys): which are no padding
         mask = mask[:, None, None, :keys].bool()
     return Call(
@@ -97,6 +100,8 @@ def _call(key: str, place: Any, given: dict[str, Any]) -> Call:
         window=None if full else given.get("sliding_window"),
         bias=given.get("position_bias"),
         scale=given.get("scaling"),
+        softcap=given.get("softcap") if whole else None,
+        sink=given.get("s_aux") if whole else None,
     )
 
 

@@ -60,6 +60,7 @@ class Rewriting(TorchFunctionMode):
         self.calls = 0
         self.busy = False
         self._take = take
+        self._width = 0  # of the values of the call that happens, before they are changed
         self._softmaxes = Softmaxes()
 
     def take(self) -> Place | None:
@@ -77,6 +78,7 @@ class Rewriting(TorchFunctionMode):
             EditError: where `before` returns something else than a call, or changes what this kernel does not show.
         """
         call = call.change(input=self.given)
+        self._width = call.value.shape[-1]
         if self.before is None:
             return call
         changed = self.before(call)
@@ -89,8 +91,11 @@ class Rewriting(TorchFunctionMode):
             raise EditError(
                 f"before set scale, which attention in {self.path} ({call.kernel}) does not show; change logits."
             )
-        if changed.window != call.window:
-            raise EditError(f"before set window, which cannot be changed in {self.path}; change the mask.")
+        if call.query is None and changed.attend is not None:
+            raise EditError(f"before set attend, and attention in {self.path} shows no queries and keys; set weights.")
+        for name in ("window", "softcap", "sink"):
+            if getattr(changed, name) is not getattr(call, name):
+                raise EditError(f"before set {name}, which cannot be changed in {self.path}; change the mask.")
         if changed.weights is None or changed.weights is call.weights:
             return changed
         rows = call.query if call.query is not None else call.logits
@@ -104,7 +109,7 @@ class Rewriting(TorchFunctionMode):
         """The output that is to be handed on.
 
         Returns:
-            What `after` made of it.
+            What `after` made of it; where `before` widened the values, it may be as wide as they were.
 
         Raises:
             EditError: where `after` returns something of another shape.
@@ -112,7 +117,8 @@ class Rewriting(TorchFunctionMode):
         if self.after is None:
             return output
         changed = self.after(call, output)
-        if not isinstance(changed, Tensor) or changed.shape != output.shape:
+        narrow = (*output.shape[:-1], self._width)
+        if not isinstance(changed, Tensor) or changed.shape not in (output.shape, narrow):
             found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
             raise EditError(f"after returned {found} in {self.path}; it must return a tensor {tuple(output.shape)}.")
         return changed.to(output.dtype)
@@ -165,7 +171,7 @@ class Rewriting(TorchFunctionMode):
             scale=given.get("scale"),
         )
         changed = self.begin(call)
-        if changed.weights is not None:
+        if changed.weights is not None or changed.attend is not None:
             output = changed.product()
             like = query
         else:
