@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fullrank.verbs.load_repaired import load_repaired
     from fullrank.verbs.predict import predict
     from fullrank.verbs.repair import repair
+    from fullrank.verbs.screen import screen
     from fullrank.verbs.trainability import trainability
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load_repaired",
     "predict",
     "repair",
+    "screen",
     "trainability",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "load_repaired": "fullrank.verbs.load_repaired",
     "predict": "fullrank.verbs.predict",
     "repair": "fullrank.verbs.repair",
+    "screen": "fullrank.verbs.screen",
     "trainability": "fullrank.verbs.trainability",
 }
 

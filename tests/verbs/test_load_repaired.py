@@ -73,7 +73,7 @@ def test_from_a_state_dict(saved):
 def test_a_spec_comes_with_its_repairs(saved):
     directory, answer = saved
     subject = loaded(str(directory))
-    assert "repaired with attn-scale" in subject.description
+    assert "repaired, as it was saved, with attn-scale" in subject.description
     with torch.no_grad():
         torch.testing.assert_close(subject.model(**BATCH).logits, answer)
     of_spec, of_model = (

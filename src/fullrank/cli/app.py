@@ -225,6 +225,127 @@ def predict(
 
 
 @app.command()
+def repair(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="REMEDY…", help="As `fullrank remedies` lists them: 'temperature?kind=log-context'."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Save the repaired model there.")] = None,
+    init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
+    context: Context = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to prove it on.")] = None,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights. [default: the checkpoint's]")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are only pickles.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")] = False,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Apply remedies to a model, say what they did, and save it with the record of its repairs.
+
+    What was saved so is loaded with its repairs by every command, and in Python by `fullrank.load_repaired`.
+    """
+    with answering():
+        from fullrank.cli import repairing
+        from fullrank.cli.options import Feeding, Loading
+
+        repairing.run(
+            spec,
+            names,
+            Loading(init, None, device, dtype, allow_pickle, trust_remote_code),
+            Feeding(context=context, text=text),
+            out=out,
+            seed=seed,
+            json=json,
+        )
+
+
+@app.command()
+def screen(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    remedies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            metavar="REMEDY",
+            help="Try this one, 'temperature?scale=2', or several together, 'a + b'; may be repeated. [default: those "
+            "that the verdicts name]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Also train each for so many steps, and rank by loss.")
+    ] = 0,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings of each.")] = 1,
+    rates: Annotated[
+        str | None, typer.Option(metavar="R,R,…", help="Learning rates to choose from. [default: 1e-4 to 1e-2]")
+    ] = None,
+    on_data: Annotated[
+        bool, typer.Option("--on-data", help="Train on --text or --data, and not on the built-in task.")
+    ] = False,
+    recommendations: Annotated[
+        bool,
+        typer.Option("--recommendations", help="Also try what people recommend first: rates, warm-up, Adam's ε, …"),
+    ] = False,
+    init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
+    context: Context = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, cut into stretches.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="One document per line, field 'text'.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Image, directory or pattern; may be repeated.")
+    ] = None,
+    documents: Documents = None,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights. [default: the checkpoint's]")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are only pickles.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")] = False,
+    seed: Seed = 0,
+    html: Html = None,
+    json: Json = False,
+) -> None:
+    """Try remedies on a model, each on the same weights and batch: what it restores, and with --steps how it trains.
+
+    Nothing about the model is changed.
+    """
+    with answering():
+        from fullrank.cli import screening
+        from fullrank.cli.options import Feeding, Loading
+        from fullrank.cli.outputs import check_writable
+
+        check_writable(html, option="--html")
+        screening.run(
+            spec,
+            Loading(init, None, device, dtype, allow_pickle, trust_remote_code),
+            Feeding(context, documents, text, data, images),
+            remedies=remedies or (),
+            steps=steps,
+            seeds=seeds,
+            rates=screening.numbers(rates),
+            own_data=on_data,
+            recommendations=recommendations,
+            seed=seed,
+            html=html,
+            json=json,
+        )
+
+
+@app.command()
+def remedies(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[REMEDY]", help="One remedy, in full.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List what can be done about a failure: what each computes, how exact it is, and when it does not help."""
+    with answering():
+        from fullrank.cli import remedy_list
+
+        remedy_list.show(name, json=json)
+
+
+@app.command()
 def demo(
     html: Annotated[Path, typer.Option("--html", metavar="PATH", help="Where the page goes.")] = Path("report.html"),
     no_spectrum: NoSpectrum = False,

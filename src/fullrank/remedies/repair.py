@@ -46,7 +46,9 @@ class Applied:
         where = self.edit.where
         places = f"{len(where)} places ({where[0]} … {where[-1]})" if len(where) > 2 else " and ".join(where)
         numbers = f"{self.parameters:,} parameters added" if self.parameters else "no parameters added"
-        return f"{self.asked} [{self.asked.remedy.exactness}] at {places}; {numbers}; {self.proof}."
+        default = str(self.asked) == self.asked.remedy.name  # what is declared holds of no other parameters
+        exactness = f" [{self.asked.remedy.exactness}]" if default else ""
+        return f"{self.asked}{exactness} at {places}; {numbers}; {self.proof}."
 
 
 class Repair:

@@ -83,7 +83,8 @@ def loaded(spec: Spec | str, **options: Any) -> Subject:
     if not options.get("init"):
         _fill(subject.model, _read(Path(spec.target)))
     names = ", ".join(one.remedy.name for one in asked)
-    return replace(subject, description=f"{subject.description}, repaired with {names}")
+    said = f"repaired, as it was saved, with {names}"
+    return replace(subject, description=f"{subject.description}, {said}", notes=(*subject.notes, said))
 
 
 def _recorded(spec: Spec) -> list[Entry]:
