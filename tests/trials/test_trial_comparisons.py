@@ -264,3 +264,13 @@ def test_few_batches_are_used_and_it_is_said(count, said):
 def test_no_batches_are_refused():
     with pytest.raises(TrialError, match="empty"):
         of_batches([])
+
+
+def test_a_short_training_of_the_search_is_the_beginning_of_a_whole_one():
+    model = Bigram()
+    data = of_batches(text(8), causal=True)
+    found = trial(model, data, steps=16, settings=Settings(warm_up=0.5), rates=(1e-4, 1e-3, 1e-2), widest=False)
+    rate, short = next((rate, course) for rate, course in found.rates.courses.items() if course.steps < 16)
+    whole = train(model, data.training(0), steps=16, learning_rate=rate, warm_up=8, loss=data.objective)
+    assert short.steps == 4
+    assert short.losses == whole.losses[:4]
