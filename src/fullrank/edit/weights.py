@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -41,7 +42,8 @@ def replace_weight(model: nn.Module, name: str, value: Tensor | float | Callable
         new = value(tensor.detach().clone()) if callable(value) else torch.as_tensor(value)
         if new.is_complex() != tensor.is_complex() or not broadcasts(new.shape, tensor.shape):
             raise EditError(f"{name} is {tuple(tensor.shape)}, and the value for it is {tuple(new.shape)}.")
-    return make("replace the values", [name], [lambda: _Values(name, tensor, new)])
+    holder = modules_by_name(model)[name.rpartition(".")[0]]
+    return make("replace the values", [name], [lambda: _Values(holder, name, tensor, new)])
 
 
 def reparametrize(model: nn.Module, name: str, function: nn.Module) -> Edit:
@@ -79,11 +81,12 @@ def reparametrize(model: nn.Module, name: str, function: nn.Module) -> Edit:
 
 
 class _Values(Ordered):
-    def __init__(self, name: str, tensor: Tensor, new: Tensor) -> None:
-        self._name, self._tensor = name, tensor
+    def __init__(self, holder: nn.Module, name: str, tensor: Tensor, new: Tensor) -> None:
+        self._holder, self._name, self._tensor = holder, name, tensor
         self._old = tensor.detach().clone()
         self._key = id(tensor)
-        _LIVE.setdefault(self._key, []).append(self)
+        _LIVE.setdefault(self._key, []).append(weakref.ref(self))
+        weakref.finalize(self, _forget, self._key)
         with torch.no_grad():
             tensor.copy_(new)
 
@@ -93,25 +96,40 @@ class _Values(Ordered):
         Raises:
             EditError: in that case.
         """
-        mine = _LIVE[self._key]
-        if any(later not in self.beside for later in mine[mine.index(self) + 1 :]):
+        mine = _in_force(self._key)
+        if self in mine and any(later not in self.beside for later in mine[mine.index(self) + 1 :]):
             raise EditError(f"the values of {self._name} were replaced again since; undo that first.")
 
     def undo(self) -> None:
-        """Write the old values back."""
+        """Write the old values back: into the tensor that stands there now, where others put another in its place."""
+        last = self._name.rpartition(".")[2]
+        there = self._holder._parameters.get(last, self._holder._buffers.get(last))
         with torch.no_grad():
-            self._tensor.copy_(self._old)
+            for tensor in {id(one): one for one in (self._tensor, there) if one is not None}.values():
+                if tensor.shape == self._old.shape and not tensor.is_meta:
+                    tensor.copy_(self._old)
         self.leave()
 
     def leave(self) -> None:
         """Forget the old values."""
-        _LIVE[self._key].remove(self)
-        if not _LIVE[self._key]:
-            del _LIVE[self._key]
+        _LIVE[self._key] = [ref for ref in _LIVE.get(self._key, []) if ref() is not self]
+        _forget(self._key)
 
 
-_LIVE: dict[int, list[_Values]] = {}
-"""Edits of values in force, by tensor; each holds its tensor, so that no id is used again."""
+_LIVE: dict[int, list[weakref.ref[_Values]]] = {}
+"""Edits of values in force, by tensor, which each of them holds. One whose handle is gone can never be undone."""
+
+
+def _in_force(key: int) -> list[_Values]:
+    return [one for ref in _LIVE.get(key, ()) if (one := ref()) is not None]
+
+
+def _forget(key: int) -> None:
+    found = [ref for ref in _LIVE.get(key, ()) if ref() is not None]
+    if found:
+        _LIVE[key] = found
+    else:
+        _LIVE.pop(key, None)
 
 
 class _Parametrized:

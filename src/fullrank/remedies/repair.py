@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import weakref
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -19,7 +21,7 @@ from fullrank.remedies.patient import Patient
 from fullrank.remedies.penalty import Penalty, penalty_of
 from fullrank.remedies.proof import Proof, answer_of, proof_of
 from fullrank.remedies.record import Recorded, repairs_in
-from fullrank.remedies.trained import checksums, differ
+from fullrank.remedies.trained import Checksums, changed, checksums, parameters_of
 
 __all__ = ["Applied", "Repair", "repaired"]
 
@@ -63,7 +65,7 @@ class Repair:
         notes: sentences for the reader.
     """
 
-    def __init__(self, model: nn.Module, applied: Sequence[Applied], changes: Edit) -> None:
+    def __init__(self, model: nn.Module, applied: Sequence[Applied], changes: Edit, original: Checksums) -> None:
         self.model, self.applied = model, tuple(applied)
         self.notes = tuple(f"{one.asked.remedy.name}: {note}" for one in applied for note in one.edit.notes) + tuple(
             f"{one.asked.remedy.name}: the output does not depend on {len(one.proof.unheard)} added parameters."
@@ -72,9 +74,11 @@ class Repair:
         )
         self._changes = changes
         self._added = {name for one in applied for name in one.added}
+        self._original = original  # before any of them
         self._before = checksums(model)
         self._said = ""
-        _IN_FORCE.setdefault(bare(model), []).append(self)
+        self._turn = _Turn(self._names, weakref.ref(self))
+        _IN_FORCE.setdefault(bare(model), []).append(self._turn)
 
     @property
     def in_force(self) -> bool:
@@ -88,12 +92,8 @@ class Repair:
 
     @property
     def trained(self) -> bool:
-        """Whether the model's parameters, other than those that were added, changed since."""
-        return self._moved(self._before.keys() - self._added)
-
-    def _moved(self, names: Set[str]) -> bool:
-        now = checksums(self.model)
-        return any(self._before[name] != now.get(name, self._before[name]) for name in names if name in self._before)
+        """Whether the model's parameters, other than those that were added, have other values since."""
+        return bool(changed(self.model, self._before, parameters_of(self.model) - self._added).moved)
 
     def penalty(self) -> Tensor:
         """What remedies of the loss add to it.
@@ -116,30 +116,52 @@ class Repair:
         """
         if not self.in_force:
             return self._said
-        mine = _IN_FORCE.get(bare(self.model), [])
-        later = mine[mine.index(self) + 1 :] if self in mine else []
+        turns = _IN_FORCE.get(bare(self.model), [])
+        later = turns[turns.index(self._turn) + 1 :] if self._turn in turns else []
         if later:
-            names = ", ".join(one.asked.remedy.name for each in later for one in each.applied)
-            raise RemedyError(f"{names} was applied after {self._names}; undo that first.")
-        trained = self.trained
-        folded = {name for name in self._added if trained and ".parametrizations." in name}  # kept in the weight
-        learnt = self._moved(self._added - folded)
+            names = ", ".join(one.names for one in later)
+            lost = all(one.repair() is None for one in later)
+            way = "its handle was not kept, so that neither can be undone" if lost else "undo that first"
+            raise RemedyError(f"{names} was applied after {self._names}; {way}.")
+        own = changed(self.model, self._before, parameters_of(self.model) - self._added)
+        folded = {name for name in self._added if own and ".parametrizations." in name}  # kept in the weight
+        learnt = changed(self.model, self._before, self._added - folded).moved
         try:
-            if trained:
+            if own:
                 self._changes.leave()
             else:
                 self._changes.undo()
         except FullrankError as reason:
             raise RemedyError(f"{self._names} cannot be undone: {reason}") from None
-        mine.remove(self)
-        self._said = (
-            f"{self._names} removed; the model was trained since and keeps its trained weights."
-            if trained
-            else f"{self._names} undone; the model is as it was, bit for bit."
-        )
+        turns.remove(self._turn)
+        if own.moved:
+            self._said = f"{self._names} removed; the model was trained since and keeps its trained weights."
+        elif own:
+            self._said = (
+                f"{self._names} removed; the model was converted to another type since, and its weights stay as they "
+                "are now."
+            )
+        else:
+            self._said = f"{self._names} undone; {self._as_it_was()}"
         if learnt:
             self._said += " What was trained in added parameters is gone."
         return self._said
+
+    def _as_it_was(self) -> str:
+        """What is found of the model after undoing, not what is hoped."""
+        parameters = parameters_of(self.model)
+        found = changed(self.model, self._original)
+        other = [name for name in (*found.moved, *found.rounded) if name in parameters]
+        if other:
+            names = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
+            return f"{names} are not what they were: something else has changed them since."
+        if found:
+            number = len(found.moved) + len(found.rounded)
+            return (
+                f"the model's parameters are as they were, bit for bit; {number} buffers, such as running statistics, "
+                "moved since and stay."
+            )
+        return "the model is as it was, bit for bit."
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +180,15 @@ class Repair:
         return ", ".join(one.asked.remedy.name for one in self.applied)
 
 
-_IN_FORCE: weakref.WeakKeyDictionary[nn.Module, list[Repair]] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """One repair in the order of those of a model. It holds neither, so that both are freed when nobody needs them."""
+
+    names: str
+    repair: weakref.ref[Repair]
+
+
+_IN_FORCE: weakref.WeakKeyDictionary[nn.Module, list[_Turn]] = weakref.WeakKeyDictionary()
 """Repairs by model, in the order applied; a copy of a model has none that could be undone."""
 
 
@@ -176,44 +206,55 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
     Raises:
         RemedyError: where one is in force already, does not fit the model or does not act; nothing is changed then.
     """
-    there = [one["name"] for one in repairs_in(model)]
+    there = {one["name"] for module in bare(model).modules() for one in repairs_in(module)}
     again = [one.remedy.name for one in asked if one.remedy.name in there]
     if again:
-        raise RemedyError(f"{again[0]} is in force on this {type(bare(model)).__name__} already; undo it first.")
+        copied = not _IN_FORCE.get(bare(model)) and bool(repairs_in(model))
+        way = "it is a copy of a repaired model, and keeps its repairs" if copied else "undo it first"
+        raise RemedyError(f"{again[0]} is in force on this {type(bare(model)).__name__} already; {way}.")
     edits: list[Edit] = []
     applied: list[Applied] = []
     random = torch.get_rng_state()
-    try:
-        for one in asked:
-            try:
-                applied.append(_applied(model, forward, one, edits))
-            except FullrankError as reason:
-                known = str(reason)
-                told = known if known.startswith(one.remedy.name) else f"{one.remedy.name} cannot be applied: {known}"
-                raise RemedyError(told) from None
-        entries = [_entry(one) for one in asked]
-        edits.append(make("record the repairs", [], [lambda: Recorded(model, entries)]))
-    except BaseException:
-        for edit in reversed(edits):
-            edit.undo()
-        raise
-    finally:
-        torch.set_rng_state(random)
-    return Repair(model, applied, together(edits))
+    # what is made in inference mode could never be trained
+    outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+    with outside:
+        original = sums = checksums(model)
+        try:
+            for one in asked:
+                try:
+                    applied.append(_applied(model, forward, one, edits, sums))
+                except FullrankError as reason:
+                    known = str(reason)
+                    named = known.startswith(one.remedy.name)
+                    raise RemedyError(known if named else f"{one.remedy.name} cannot be applied: {known}") from None
+                sums = checksums(model)
+            entries = [_entry(one) for one in asked]
+            edits.append(make("record the repairs", [], [lambda: Recorded(model, entries)]))
+        except BaseException:
+            for edit in reversed(edits):
+                edit.undo()
+            raise
+        finally:
+            torch.set_rng_state(random)
+        return Repair(model, applied, together(edits), original)
 
 
-def _applied(model: nn.Module, forward: Callable[[], Any], asked: Asked, edits: list[Edit]) -> Applied:
+def _applied(model: nn.Module, forward: Callable[[], Any], asked: Asked, edits: list[Edit], sums: Checksums) -> Applied:
     before = answer_of(model, forward)
     known = {id(p) for p in model.parameters()}
-    sums = checksums(model)
+    penalties = _penalties(model)
     edit = asked.remedy.apply(Patient(model, forward), **asked.parameters)
     edits.append(edit)
     added = {name: p for name, p in bare(model).named_parameters() if id(p) not in known}
-    acts = differ(sums, checksums(model)) or any(isinstance(one, Penalty) for one in model.modules())
+    acts = bool(changed(model, sums)) or bool(_penalties(model) - penalties)
     proof = proof_of(model, forward, before, added, acts=acts)
     if added and not proof.acts:
         raise RemedyError(f"{asked.remedy.name} was put in place and the output does not depend on it: it was undone.")
     return Applied(asked, edit, {name: p.numel() for name, p in added.items()}, proof)
+
+
+def _penalties(model: nn.Module) -> set[Penalty]:
+    return {one for one in model.modules() if isinstance(one, Penalty)}
 
 
 def _entry(asked: Asked) -> dict[str, Any]:
