@@ -70,7 +70,7 @@ class Parameter:
         Raises:
             RemedyError: where it is of another kind or out of range.
         """
-        if value is None and self.optional:
+        if self.optional and (value is None or value == "none"):
             return None
         if self.kind == "choice" and isinstance(value, str) and value not in self.choices:
             hint = close_matches(value, self.choices)

@@ -12,7 +12,17 @@ from torch import nn
 
 from fullrank.capture import Anatomy, survey, undisturbed
 from fullrank.capture.weights import Weight
-from fullrank.edit import Branches, Call, Edit, Place, find_branches, rewrite_attention, together
+from fullrank.edit import (
+    Branches,
+    Call,
+    Edit,
+    Norms,
+    Place,
+    find_branches,
+    find_norms,
+    rewrite_attention,
+    together,
+)
 from fullrank.edit.places import module_at
 from fullrank.edit.rewriting import After, Before
 from fullrank.errors import EditError, FullrankError, RemedyError
@@ -107,6 +117,12 @@ class Patient:
         """What is added to its streams, and which modules return it."""
         with torch.no_grad():
             return find_branches(self.model, self.forward, self.anatomy)
+
+    @cached_property
+    def norms(self) -> Norms:
+        """The norms of its streams and branches."""
+        with torch.no_grad():
+            return find_norms(self.model, self.forward, self.anatomy, self.branches)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

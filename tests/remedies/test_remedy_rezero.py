@@ -1,0 +1,45 @@
+"""ReZero: one number for each block, without norms or with them."""
+
+import pytest
+import torch
+from blocks import NAMES, by_hand, close, repaired
+from schemes import deep, gradients, residual, states, variance
+
+import fullrank
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+def test_branches_of_a_block_share_one_number(name, norms):
+    found, alpha = repaired(name, "rezero", norms=norms)
+    assert [a.shape for a in alpha] == [(1,)] * 3
+    expected = by_hand(name, lambda layer, branch, X, F: X + alpha[layer - 1] * F, normed=norms == "keep")
+    close(found, expected, 1e-10 * float(expected.abs().max().clamp(min=1)))
+
+
+def test_at_first_blocks_are_the_identity_and_only_the_number_has_a_gradient():
+    model, X = deep(3, width=32)
+    with fullrank.repair(model, "rezero", batch={"inputs_embeds": X}):
+        assert all(torch.equal(one, X[0].double()) for one in states(model, X))
+        model(inputs_embeds=X).logits.square().sum().backward()
+        for name, p in model.blocks.named_parameters():
+            assert (p.grad is not None and bool(p.grad.any())) == name.endswith("alpha"), name
+
+
+def test_a_shared_block_has_one_number_for_all_its_calls():
+    import kinds
+
+    kind = kinds.build("albert")
+    with fullrank.repair(kind.model, "rezero", batch=kind.batch) as repair:
+        assert repair.parameters == 1
+
+
+def test_without_norms_the_stream_keeps_its_size_and_tokens_stay_apart_where_the_number_is_small():
+    for placement in ("pre", "post"):
+        model, X = deep(placement=placement)
+        assert residual(states(model, X)[-1]) < 0.5
+        with fullrank.repair(model, "rezero?start=0.2", batch={"inputs_embeds": X}):
+            last = states(model, X)[-1]
+            assert residual(last) > 0.85
+            assert variance(last) < 3
+            assert gradients(model, X)[1] > 0.5

@@ -1,0 +1,40 @@
+"""SkipInit: one number for each branch."""
+
+import pytest
+import torch
+from blocks import NAMES, by_hand, close, repaired
+from schemes import deep, residual, states
+
+import fullrank
+
+PLACE = {"attention": 0, "mlp": 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+def test_each_branch_has_a_number(name, norms):
+    found, alpha = repaired(name, "skip-init", norms=norms)
+    assert [a.shape for a in alpha] == [(1,)] * 6
+
+    def add(layer, branch, X, F):
+        return X + alpha[2 * (layer - 1) + PLACE[branch]] * F
+
+    expected = by_hand(name, add, normed=norms == "keep")
+    close(found, expected, 1e-10 * float(expected.abs().max().clamp(min=1)))
+
+
+def test_each_branch_of_a_decoder_with_cross_attention_has_one():
+    import kinds
+
+    kind = kinds.build("t5")
+    with fullrank.repair(kind.model, "skip-init", batch=kind.batch) as repair:
+        assert repair.parameters == 3 * 2 + 3 * 3
+
+
+def test_at_first_blocks_do_nothing_and_small_numbers_keep_tokens_apart():
+    model, X = deep()
+    assert residual(states(model, X)[-1]) < 0.5
+    with fullrank.repair(model, "skip-init", batch={"inputs_embeds": X}):
+        assert torch.equal(states(model, X)[-1], X[0].double())
+    with fullrank.repair(model, "skip-init?start=0.2", batch={"inputs_embeds": X}):
+        assert residual(states(model, X)[-1]) > 0.9
