@@ -1,0 +1,43 @@
+"""The map of an attention call as a matrix, for what no product with it can give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fullrank.edit import Call
+
+__all__ = ["dense_map"]
+
+
+def dense_map(call: Call) -> Tensor:
+    """A = softmax(scale · QKᵀ + bias, where visible), in O(T²) time and memory per head.
+
+    Args:
+        call: as it was made; without attention dropout, and without a learned sink.
+
+    Returns:
+        (batch, heads, queries, keys) in float32 at least; a query that sees nothing has a row of zeros.
+    """
+    wide = torch.promote_types(call.value.dtype, torch.float32)
+    if call.weights is not None and call.query is not None:
+        return call.weights.to(wide)  # put in by another edit
+    if call.logits is not None:
+        s = call.logits.to(wide)
+    else:
+        assert call.query is not None
+        assert call.key is not None
+        key = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], 1)
+        scale = call.scale if call.scale is not None else call.query.shape[-1] ** -0.5
+        s = (call.query.to(wide) * scale) @ key.to(wide).mT
+        if call.softcap is not None:
+            s = call.softcap * torch.tanh(s / call.softcap)
+        if call.bias is not None:
+            s = s + call.bias
+        if call.mask is not None and call.mask.dtype != torch.bool:
+            s = s + call.mask
+    visible = call.visible()
+    if visible is None:
+        return s.softmax(-1)
+    s = s.masked_fill(~visible, torch.finfo(wide).min)
+    return s.softmax(-1) * visible

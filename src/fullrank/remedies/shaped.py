@@ -1,0 +1,102 @@
+"""Shaped attention: the identity, the map and averaging, each with a strength of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fullrank.edit import Call, Edit
+from fullrank.errors import RemedyError
+from fullrank.remedies.parameter import Parameter
+from fullrank.remedies.patient import Patient, Site
+from fullrank.remedies.remedy import remedy
+from fullrank.remedies.visible_mean import visible_mean
+
+__all__ = ["shaped"]
+
+_STARTS: dict[str, tuple[float, float, float | None]] = {
+    "identity": (0.0, 1.0, 0.0),
+    "skipless": (1.0, 1.0, 1.0),
+    "value-skipinit": (1.0, 0.0, None),
+}
+"""α, β, γ at first; None where the form has no such part."""
+
+
+class Shaped(nn.Module):
+    """O_h ← α_h V + β_h AV − γ_h UV.
+
+    Args:
+        heads: how many.
+        alpha: α at first.
+        beta: β at first.
+        gamma: γ at first; None for no such part.
+    """
+
+    def __init__(self, heads: int, alpha: float, beta: float, gamma: float | None) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((heads,), alpha))
+        self.beta = nn.Parameter(torch.full((heads,), beta))
+        self.gamma = None if gamma is None else nn.Parameter(torch.full((heads,), gamma))
+
+    def forward(self, call: Call, output: Tensor) -> Tensor:
+        """The output (batch, heads, queries, width), shaped."""
+        shaped = self.beta.to(output.dtype)[:, None, None] * output
+        shaped = shaped + self.alpha.to(output.dtype)[:, None, None] * _own_values(call, output.shape[1])
+        if self.gamma is None:
+            return shaped
+        return shaped - self.gamma.to(output.dtype)[:, None, None] * visible_mean(call)
+
+
+def _own_values(call: Call, heads: int) -> Tensor:
+    # I V: a kernel's causal flag counts from the first token, and queries that continue a cache are the last ones
+    first = 0 if call.causal and call.mask is None else call.keys - call.queries
+    if call.queries > call.keys:
+        raise RemedyError(
+            f"shaped needs a value for every query, and {call.place.path} has {call.queries} queries for {call.keys} "
+            "keys."
+        )
+    own = call.value[..., first : first + call.queries, :]
+    return own if own.shape[1] == heads else own.repeat_interleave(heads // own.shape[1], 1)
+
+
+@remedy(
+    "shaped",
+    "attention shaped towards the identity, with strengths per head",
+    addresses=("rank-collapse-depth", "rank-collapse-width", "averaging-heads"),
+    acts_on="attention",
+    exactness="identity-now",
+    formula=(
+        "A ← α_h I + β_h A − γ_h U, one of each per head and layer, trained; at first (0, 1, 0), which is A; skipless: "
+        "(1, 1, 1), which is α I where queries are zero; value-skipinit: A ← α_h I + β_h A from (1, 0)"
+    ),
+    papers=(
+        "He, Hofmann: Simplifying Transformer Blocks, 2024, arXiv 2311.01906",
+        "Noci et al.: The Shaped Transformer, 2023, arXiv 2306.17759",
+        "He et al.: Deep Transformers without Shortcuts, 2023, arXiv 2302.10322",
+    ),
+    keys=("shaped_attention",),
+    parameters=(
+        Parameter(
+            "start",
+            "strengths at first: the function as it is, those of blocks without skips, or those of Value-SkipInit",
+            "identity",
+            kind="choice",
+            choices=tuple(_STARTS),
+        ),
+    ),
+    limits=(
+        "From `identity` it does nothing until it is trained.",
+        "The papers' blocks have no skips, zero queries and value and output weights that are the identity: this is "
+        "their attention alone, and in a block with skips `skipless` and `value-skipinit` change much less.",
+        "Temperatures that depend on depth and width are no part of it: see temperature.",
+        "As a block without norms it reached NaN elsewhere at depth 18: a start at the identity bounds no training.",
+    ),
+    cost="one mean over the visible values per call (see center-attention); fused kernels stay; 3 parameters per head",
+)
+def shaped(patient: Patient, *, start: str = "identity") -> Edit:
+    """Give the identity, the map and the uniform part of every self-attention strengths of their own."""
+
+    def make(site: Site) -> Shaped:
+        return Shaped(site.first.heads, *_STARTS[start])
+
+    return patient.rewrite("shaped", after=make)
