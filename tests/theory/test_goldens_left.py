@@ -8,11 +8,10 @@ SURGERY = "runs a model with parts taken out or attention rewritten: for the stu
 TRAINED = "needs a training run: for the study of the paper"
 CHECKPOINT = "needs a checkpoint or data that the package registries do not carry"
 SIMULATED = "a simulation without a formula: for the study of the paper"
+SCATTERED = "three seeds scatter more than its tolerance: at layer 12 ten seeds lie between .076 and .150, mean .11"
 
 LEFT = {
-    **dict.fromkeys(
-        ("mtg-fig7-vanilla", "mtg-fig7-centred-ln", "mtg-upscaled-skip-fix", "mtg-roberta-centred"), SIMULATED
-    ),
+    "mtg-roberta-centred": SIMULATED,
     **dict.fromkeys(("mtg-mini-loss", "mtg-mini-loss-fix", "mtg-loss-authors", "mtg-loss-authors-fix"), TRAINED),
     **dict.fromkeys((f"dong-bert-init-{part}" for part in ("san", "san-mlp", "san-skip", "full")), CHECKPOINT),
     **dict.fromkeys((f"dong-bert-pretrained-{part}" for part in ("san", "san-mlp", "san-skip", "full")), CHECKPOINT),
@@ -20,11 +19,7 @@ LEFT = {
     "bn-fig1-rank-paper": CHECKPOINT,
     **dict.fromkeys(("cond-two-stage-plateau", "cond-two-stage-erank", "cond-large-init"), TRAINED),
     **dict.fromkeys(("cond-init-rate", "cond-init-rate-large"), TRAINED),
-    **dict.fromkeys(("ha-attention-only-standard", "ha-attention-only-standard-preln"), SIMULATED),
-    **dict.fromkeys(("ha-mha-h0", "ha-mha-h0-preln", "ha-skip-standard", "ha-skip-standard-preln"), SURGERY),
-    **dict.fromkeys(("ha-skip-mha", "ha-skip-mha-preln"), SURGERY),
-    **dict.fromkeys(("of-wang-bound", "of-attnscale-median", "of-centring-no-gain", "of-centring-residual"), SURGERY),
-    **dict.fromkeys(("of-neutreno", "of-softpick-null", "of-softpick-row-sum"), SURGERY),
+    **dict.fromkeys(("ha-skip-standard", "ha-skip-mha"), SCATTERED),
 }
 
 
