@@ -60,6 +60,6 @@ def test_a_kernel_of_torch_may_be_replaced_by_one_of_other_widths_and_numbers_of
 
 def test_it_is_refused_where_no_queries_and_keys_are_shown():
     kind = kinds.build("plain_softmax")
-    with rewrite_attention(kind.model, kind.anatomy(), before=lambda call: call.change(attend=_plain)):
-        with pytest.raises(EditError, match="shows no queries and keys; set weights"):
-            kind()
+    edit = rewrite_attention(kind.model, kind.anatomy(), before=lambda call: call.change(attend=_plain))
+    with edit, pytest.raises(EditError, match="shows no queries and keys; set weights"):
+        kind()
