@@ -4,12 +4,12 @@ import kinds
 import pytest
 import torch
 import transformers as hf
-from golden import assert_golden
 from kinds import ids
 from matrices import matrices
 
 import fullrank
 from fullrank.zoo import Transformer, TransformerConfig
+from golden import assert_golden
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 
@@ -126,7 +126,10 @@ def scheme(model, batch):
         return [row.value for row in found if row.scope == "all"]
 
     (gini,) = values("gradient_heterogeneity")
-    qk, vo = (sum(sum(values("gradient_norm", f"{n}.weight")) for n in pair) for pair in (("query", "key"), ("value", "output")))
+    qk, vo = (
+        sum(sum(values("gradient_norm", f"{n}.weight")) for n in pair)
+        for pair in (("query", "key"), ("value", "output"))
+    )
     (first,) = values("gradient_gain", "out", 1)
     return [gini, qk / vo, first]
 

@@ -87,7 +87,7 @@ def ranks_in_training(gamma):
     fullrank.repair(model, "small-init", gamma=gamma, how="draw", batch=batch)
     weights = [model.blocks[0].attention.inner.value.weight, model.blocks[0].mlp.inner.up.weight]
     before = [erank(W.detach()) for W in weights]
-    trained = [p for p in model.blocks.parameters()]
+    trained = list(model.blocks.parameters())
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     for _ in range(60):
         optimizer.zero_grad()

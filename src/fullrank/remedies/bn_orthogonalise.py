@@ -22,7 +22,12 @@ from fullrank.remedies.weighing import changed
 
 __all__ = ["bn_orthogonalise", "flattening"]
 
-_ROLES = {"attention": ("v",), "mlp": ("up", "gate"), "all": ("v", "up", "gate")}
+_ROLES = {
+    "first": ("v", "up", "gate"),
+    "attention": ("v",),
+    "mlp": ("up", "gate"),
+    "all": ("v", "o", "up", "gate", "down"),
+}
 
 
 def flattening(W: Tensor, H: Tensor, power: float, floor: float) -> Tensor:
@@ -56,35 +61,38 @@ def flattening(W: Tensor, H: Tensor, power: float, floor: float) -> Tensor:
     acts_on="weights",
     exactness="init-only",
     formula="H = USVᵀ what the weight reads of the batch; W ← c·Q·US^−½Uᵀ, Q the orthogonal factor of W, c such that "
-    "‖WH‖ "
-    "stays; WH has the singular values c·S^½; W_V, W_up and W_gate, each on what the layers before it make by then",
-    papers=("Daneshmand, Joudaki, Bach, NeurIPS 2021, arXiv 2106.03970 (iterative orthogonalisation, for MLPs)",),
+    "‖WH‖ stays; WH has the singular values c·S^½; W_V, W_up and W_gate, each on what the layers before it make by "
+    "then",
+    papers=("Daneshmand, Joudaki, Bach 2021, arXiv 2106.03970 (iterative orthogonalisation, for MLPs)",),
     keys=("batchnorm",),
     parameters=(
         Parameter("power", "½ in the paper; 1 flattens at once", 0.5, above=0.0, low=0.0, high=1.0),
         Parameter(
             "floor", "smaller singular values of H, over the largest, are taken as this", 1e-3, above=0.0, high=1.0
         ),
-        Parameter("roles", "which weights", "all", kind="choice", choices=("all", "attention", "mlp")),
+        Parameter(
+            "roles",
+            "which weights: those that read the stream (of attention, of the MLP), or W_O and W_down too",
+            "first",
+            kind="choice",
+            choices=("first", "attention", "mlp", "all"),
+        ),
     ),
     limits=(
         "For fresh weights and the batch that is given: it replaces what was learnt, and holds for inputs like these.",
-        "The paper is of MLPs, with every weight and at least as many samples as inputs. Here: what reads the stream "
-        "into "
-        "a value or a hidden unit, and all tokens of the batch, padding included; W_O and W_down stay. With fewer "
-        "tokens "
-        "than inputs, directions that the batch does not show count as the smallest that it shows.",
+        "The paper is of MLPs, with every weight and at least as many samples as inputs. Here by default what reads "
+        "the stream into a value or a hidden unit; roles=all takes W_O and W_down too, but for "
+        "nn.MultiheadAttention. All tokens of the batch count, padding too. With fewer tokens than inputs, "
+        "directions that the batch does not show count as the smallest that it shows.",
         "Q is a random orthogonal matrix in the paper and the one nearest to the present weights here; c keeps the "
-        "size "
-        "where the paper makes it 1.",
+        "size where the paper makes it 1.",
         "Mixtures of experts are refused: each expert reads other tokens. A block that is called several times is "
-        "set by "
-        "its first call.",
+        "set by its first call.",
     ),
     cost="one forward and two decompositions per weight when it is applied; none later",
     structural=False,
 )
-def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-3, roles: str = "all") -> Edit:
+def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-3, roles: str = "first") -> Edit:
     """Flatten the spectrum of what W_V, W_up and W_gate make of the batch, in one forward."""
     of_module: dict[str, list[Weight]] = {}
     for stack, layer, weight in patient.weights(*_ROLES[roles]):

@@ -73,8 +73,7 @@ class Weighted:
         "σ_ffn is that of one hidden layer of ReLU; GELU and SiLU have 15 and 29 % less variance behind it. Of gated "
         "MLPs, which the paper has not: σ⁶ = 2(1−p)/(d²·d_ff), as if the gate were ReLU.",
         "A table tied to the head stays as it is: unit variance would make logits of √d. Patches and positions that "
-        "are "
-        "plain parameters stay too.",
+        "are plain parameters stay too.",
         "Cross-attention is ours: r is that of the encoder's last state; experts are drawn as if each were alone.",
         "The paper's rule for causal masks and RMSNorm was not verified; biases stay as they are.",
     ),

@@ -105,9 +105,8 @@ class _Watch:
     acts_on="weights",
     exactness="init-only",
     formula="W_Q, W_K ← √f·W per head, such that std_s(a_ts) = b·√log n_t (sqrt-log; frozen above b = √2), or that "
-    "cosines "
-    "are multiplied by β_n = b·log n_t (log; tokens merge below b = 1/(1 − ρ)); n_t keys that a query sees, or the "
-    "context",
+    "cosines are multiplied by β_n = b·log n_t (log; tokens merge below b = 1/(1 − ρ)); n_t keys that a query sees, "
+    "or the context",
     papers=(
         "Giorlandino, Goldt: Two failure modes of deep transformers and how to avoid them, arXiv 2505.24333",
         "Chen, Lin, Polyanskiy, Rigollet, ICLR 2026, arXiv 2510.05554 (log)",
@@ -133,8 +132,8 @@ class _Watch:
     ),
     limits=(
         "For fresh weights: on trained ones it changes what each head attends to.",
-        "Measured on the batch: scores of other inputs differ. Layers are set one after the other, each on what those "
-        "before it make with theirs.",
+        "Measured on the batch: scores of other inputs differ. Layers are set one after the other, each on what "
+        "those before it make with theirs.",
         "With a context longer than the batch the spread is taken to be that of the batch.",
         "Where queries or keys are normalised behind W_Q and W_K their size changes nothing: refused.",
         "Heads that share keys share the size of W_K; W_Q takes up the rest. Position biases and biases of q and k "

@@ -24,8 +24,7 @@ _FACTORS = {
     acts_on="weights",
     exactness="init-only",
     formula="W_O, W_down ← c(L)·W; gpt2: c = 1/√N, N = 2L branches of a stack of attention and MLP (3L with "
-    "cross-attention); "
-    "sqrt-depth: 1/√L, depth: 1/L",
+    "cross-attention); sqrt-depth: 1/√L, depth: 1/L",
     papers=("Radford et al.: Language Models are Unsupervised Multitask Learners, 2019 (gpt2)",),
     keys=("residual_scaling",),
     parameters=(Parameter("by", "the factor", "gpt2", kind="choice", choices=("gpt2", "sqrt-depth", "depth")),),

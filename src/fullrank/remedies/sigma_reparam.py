@@ -20,7 +20,7 @@ __all__ = ["SigmaReparam", "sigma_reparam"]
 
 _ROLES = {"attention": ("q", "k", "v", "o"), "mlp": ("up", "gate", "down")}
 _ROLES["all"] = _ROLES["attention"] + _ROLES["mlp"]
-_STEPS, _ENOUGH = 300, 1e-7  # of power iteration at the start: γ is σ whatever σ is, so that it need not be exact
+_STEPS = 1000  # of power iteration at the start, at most: γ is uᵀVv, so that W = V also where this is not quite σ
 
 
 class SigmaReparam(nn.Module):
@@ -114,13 +114,14 @@ class SigmaReparam(nn.Module):
     @torch.no_grad()
     def _settle(self, M: Tensor) -> Tensor:
         before = torch.zeros(1, dtype=M.dtype, device=M.device)
+        enough = 16 * torch.finfo(M.dtype).eps
         sigma = before
         for _ in range(_STEPS):
             u, v = self._step(M, self.u)
             self.u.copy_(u)
             self.v.copy_(v)
             sigma = self._sigma(M, self.u, self.v, self.member)
-            if bool(((sigma - before).abs() <= _ENOUGH * sigma).all()):
+            if bool(((sigma - before).abs() <= enough * sigma).all()):
                 break
             before = sigma
         return sigma
@@ -150,8 +151,7 @@ class SigmaReparam(nn.Module):
         "Bounds what scores can grow to only as far as γ is small: weight decay has to act on γ too.",
         "Maps of patches, embeddings and the head stay as they are; the paper takes the patches along.",
         "A step of power iteration is taken at each use: with activation checkpointing the repeated forward is one "
-        "step "
-        "further than the first.",
+        "step further than the first.",
         "After training, undoing writes W into the weight, so that the model without it computes the same.",
         "Several processes keep u and v of their own (DDP broadcasts buffers by default).",
     ),

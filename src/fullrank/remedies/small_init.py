@@ -32,8 +32,8 @@ __all__ = ["small_init"]
     ),
     limits=(
         "For fresh weights: it replaces what was learnt.",
-        "A small start condenses weights onto few directions on purpose: their rank falls at first, and training has a "
-        "plateau before queries and keys move.",
+        "A small start condenses weights onto few directions on purpose: their rank falls at first, and training has "
+        "a plateau before queries and keys move.",
         "Embeddings, the head and biases stay as they are; a norm in front of each branch hides a small stream.",
         "Where scores are not scaled by 1/√d_h (T5) W_Q is smaller by what is missing.",
     ),

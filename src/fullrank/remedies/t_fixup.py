@@ -24,8 +24,8 @@ __all__ = ["t_fixup"]
     addresses=("vanishing-or-exploding", "rank-collapse-depth", "dead-depth"),
     acts_on="weights",
     exactness="init-only",
-    formula="decoder of N layers: W_V, W_O, W_up, W_down ← (9N)^−¼·W; encoder: ← 0.67·N^−¼·W; embeddings ← (9N)^−¼·E; "
-    "norms=remove: N(X) ← X",
+    formula="decoder of N layers: W_V, W_O, W_up, W_down ← (9N)^−¼·W; encoder: ← 0.67·N^−¼·W; embeddings ← "
+    "(9N)^−¼·E; norms=remove: N(X) ← X",
     papers=("T-Fixup, released code layer6ai-labs/T-Fixup",),
     keys=("residual_scaling",),
     parameters=(
@@ -35,11 +35,9 @@ __all__ = ["t_fixup"]
     limits=(
         "For fresh weights of Xavier's size: on trained ones it removes most of what was learnt.",
         "The paper's rule is for pairs of encoder and decoder; for a stack alone the rule of its kind is ours, and "
-        "so are "
-        "gated MLPs, of which the gate stays as it is. An encoder's embeddings take the encoder's N.",
+        "so are gated MLPs, of which the gate stays as it is. An encoder's embeddings take the encoder's N.",
         "Norms in front of the first block, such as BERT's, stay; where norms are removed their parameters stay "
-        "without "
-        "a gradient.",
+        "without a gradient.",
         "W_Q and W_K stay; without norms scores grow with the square of the stream.",
         "Read in code only; the paper's proofs were not verified.",
     ),

@@ -62,8 +62,7 @@ def nearest(v: Tensor, o: Tensor, sign: float) -> Tensor:
     acts_on="weights",
     exactness="init-only",
     formula="H = Σ_h W_V^h W_O^h; tie: W_O^h ← −c_h W_V^hᵀ, so that eig H ∈ [−1, 0]: X + AXH has modes 1 + λ_H λ_A ≤ "
-    "1, "
-    "the mean (λ_A = 1) shrunk most",
+    "1, the mean (λ_A = 1) shrunk most",
     papers=("Dovonon, Bronstein, Kusner: Setting the record straight …, arXiv 2401.04301",),
     keys=("oversmoothing_fixes",),
     parameters=(
@@ -77,8 +76,7 @@ def nearest(v: Tensor, o: Tensor, sign: float) -> Tensor:
         Parameter(
             "method",
             "tie: W_O^h from W_V^h, at the size of W_O^h; nearest: the W_O^h with W_V^h W_O^h semidefinite and "
-            "nearest to "
-            "what it was; flip: the sign of W_O^h where the trace of W_V^h W_O^h has the other one",
+            "nearest to what it was; flip: the sign of W_O^h where the trace of W_V^h W_O^h has the other one",
             "tie",
             kind="choice",
             choices=("tie", "nearest", "flip"),
@@ -97,8 +95,7 @@ def nearest(v: Tensor, o: Tensor, sign: float) -> Tensor:
         "flip decides over the mean of a head's eigenvalues only: of independent random W_V and W_O half stay of the "
         "other sign and tokens still become alike.",
         "The paper's H is one matrix V·diag(−ψ²)·V⁻¹; a head has W_V W_O of its rank, and H is their sum. Heads with "
-        "maps "
-        "of their own, the MLP and a norm after the sum (post-norm) are outside of its theorem.",
+        "maps of their own, the MLP and a norm after the sum (post-norm) are outside of its theorem.",
         "Gains of the norm in front of W_V are taken to be positive and alike; biases stay as they are.",
     ),
     cost="none; when applied one eigendecomposition per head (nearest) and one norm per layer",
@@ -122,6 +119,9 @@ def value_output_sign(
                 f"between W_V and W_O of {where} stands more than attention: W_V W_O is not what it writes."
             )
         v = [head.double() for head in per_head(patient.model, value)]
+        zero = next((number for number, head in enumerate(v, 1) if not bool(head.any())), None)
+        if zero is not None:
+            raise RemedyError(f"W_V of head {zero} of {where} is zero: no W_O gives a sign to its product.")
         if v[0].shape[1] != matrix(patient.model, weight).shape[0]:
             raise RemedyError(f"W_V of {where} does not read the stream that W_O writes to.")
 
