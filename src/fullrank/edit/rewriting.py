@@ -129,7 +129,7 @@ class Rewriting(TorchFunctionMode):
         """Run the function, or the attention call that is made in its place."""
         kwargs = kwargs or {}
         if self.busy:
-            return func(*args, **kwargs)
+            return unflatten(*args, **kwargs) if func is Tensor.unflatten else func(*args, **kwargs)
         if func is functional.multi_head_attention_forward:
             with self:
                 return looked_into(*args, **kwargs)

@@ -39,6 +39,10 @@ class Deflated:
 
     def __call__(self, call: Call, output: Tensor) -> Tensor:
         """The output (batch, heads, queries, width) without its part in the leading left singular vectors."""
+        with torch.autocast(output.device.type, enabled=False):
+            return self._deflated(call, output)
+
+    def _deflated(self, call: Call, output: Tensor) -> Tensor:
         wide = torch.promote_types(output.dtype, torch.float32)
         with torch.no_grad():
             A = dense_map(call)

@@ -19,6 +19,11 @@ def dense_map(call: Call) -> Tensor:
     Returns:
         (batch, heads, queries, keys) in float32 at least; a query that sees nothing has a row of zeros.
     """
+    with torch.autocast(call.value.device.type, enabled=False):
+        return _dense_map(call)
+
+
+def _dense_map(call: Call) -> Tensor:
     wide = torch.promote_types(call.value.dtype, torch.float32)
     if call.weights is not None and call.query is not None:
         return call.weights.to(wide)  # put in by another edit

@@ -13,7 +13,9 @@ from fullrank.capture import undisturbed
 
 __all__ = ["Proof", "answer_of", "proof_of"]
 
-_STIR = 0.1  # of added parameters: large enough to be seen in half precision, small enough not to overflow
+_STIRS = (0.1, 1.0, 10.0)
+"""Of added parameters, one after the other until the output moves: some start so low that half precision does not see
+a small change, and what is large may overflow."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ def proof_of(
 def _unheard(
     model: nn.Module, forward: Callable[[], Any], after: Tensor, added: Sequence[tuple[str, nn.Parameter]]
 ) -> list[str]:
-    """Names of parameters without a part in the output: all together first, one by one where that moves nothing."""
-    generator = torch.Generator().manual_seed(0)
-    if _moves(model, forward, after, [p for _, p in added], generator):
-        return []
+    """Names of parameters without a part in the output: all, where the output stays however much they are stirred."""
+    for size in _STIRS:
+        if _moves(model, forward, after, [p for _, p in added], size):
+            return []
     return [name for name, _ in added]
 
 
@@ -99,14 +101,15 @@ def _moves(
     forward: Callable[[], Any],
     after: Tensor,
     parameters: Sequence[nn.Parameter],
-    generator: torch.Generator,
+    size: float,
 ) -> bool:
+    generator = torch.Generator().manual_seed(0)
     kept = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():
             for p in parameters:
                 noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
-                p.copy_(torch.where(torch.isfinite(p), p, torch.zeros_like(p)) + _STIR * noise)
+                p.copy_(torch.where(torch.isfinite(p), p, torch.zeros_like(p)) + size * noise)
         stirred = answer_of(model, forward)
     finally:
         with torch.no_grad():
