@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
-
-from fullrank.edit import Call, Edit, rewrite_residual, together
+from fullrank.edit import Edit, rewrite_residual, together
 from fullrank.errors import EditError, RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.token_macs import counted_macs
+from fullrank.remedies.token_places import Attending, Plan, Reduce, Restore, rows_of
 from fullrank.remedies.token_schedule import Method, Reducing, equal_cost, quarters, token_course
-from fullrank.remedies.token_scores import attention_of_class, attention_received, keys_of_tokens
-from fullrank.remedies.token_sets import Standing, fused, merged, pooled, restored, windows_of
 from fullrank.remedies.vision import Vision, vision_of
 
 __all__ = ["reduce_tokens"]
@@ -25,148 +19,9 @@ __all__ = ["reduce_tokens"]
 _NAME = "reduce-tokens"
 
 
-@dataclass(eq=False)
-class _Plan:
-    """What all places of one model share: what is done where, and in a forward what has been done.
-
-    Attributes:
-        steps: by block call.
-        protected: tokens that come first and stay.
-        aspect: height of images over their width.
-        weighted: see `update`.
-        fusion: see `fusion`.
-        compensate: whether log sizes are added to logits.
-        scores: of the tokens of a block, from its attention to its residual sum.
-        standing: of the tokens after each block that reduces, in the forward that runs or ran last.
-    """
-
-    steps: Mapping[int, Reducing]
-    protected: int
-    aspect: float
-    weighted: bool
-    fusion: str
-    compensate: bool
-    scores: dict[int, Tensor] = field(default_factory=dict)
-    standing: dict[int, Standing] = field(default_factory=dict)
-
-    def before(self, layer: int) -> int | None:
-        """The last block before this one that reduces."""
-        return max((one for one in self.steps if one < layer), default=None)
-
-
-class _Attending(nn.Module):
-    """Before the attention of a block: sizes on logits, frequencies weighed, tokens scored.
-
-    Args:
-        plan: of the model.
-        heads: of values, where they are to be weighed.
-    """
-
-    def __init__(self, plan: _Plan, heads: int | None) -> None:
-        super().__init__()
-        self._plan = plan
-        if heads is not None:
-            self.omega_high = nn.Parameter(torch.zeros(heads))
-            self.omega_pooled = nn.Parameter(torch.zeros(heads))
-
-    def forward(self, call: Call) -> Call:
-        """The call with fewer tokens, as it is to be made."""
-        plan, layer = self._plan, call.place.layer
-        last = plan.before(layer)
-        if last is not None and plan.compensate:
-            call = _with_sizes(call, plan.standing[last].sizes)
-        if layer in plan.steps:
-            plan.scores[layer] = _SCORES[plan.steps[layer].method](call)
-        if last is None or "omega_high" not in self._parameters:
-            return call
-        return call.change(value=self._weighed(call.value, plan.standing[last].pooled))
-
-    def _weighed(self, V: Tensor, number: int) -> Tensor:
-        """A · this = (J + (1 + ω₁)(A − J)) V over patches + (1 + ω₂) A V over pooled tokens, as rows of A add to 1."""
-        high, low = (omega.to(V.dtype)[:, None, None] for omega in (self.omega_high, self.omega_pooled))
-        count = V.shape[-2]
-        factors = torch.cat([(1 + high).expand(-1, count - number, 1), (1 + low).expand(-1, number, 1)], 1)
-        mean = high * V[..., : count - number, :].sum(-2, keepdim=True) / count
-        return torch.addcmul(-mean, V, factors)
-
-
-class _Reduce:
-    """In place of the sum of the stream and attention."""
-
-    def __init__(self, plan: _Plan, layer: int) -> None:
-        self._plan, self._layer = plan, layer
-
-    def __call__(self, X: Tensor, F: Tensor) -> Tensor:
-        plan, step = self._plan, self._plan.steps[self._layer]
-        last, p = plan.before(self._layer), plan.protected
-        X = X + F
-        standing = Standing.of(X, p) if last is None else plan.standing[last]
-        score = plan.scores.pop(self._layer)
-        kept = step.kept(X.shape[1], p, standing.pooled)
-        if step.left(X.shape[1], p, standing.pooled) == X.shape[1]:
-            new = X
-        elif step.method == "merge":
-            new, standing = merged(X, standing, score, protected=p, number=X.shape[1] - p - kept)
-        elif step.method == "prune":
-            new, standing = fused(X, standing, score, protected=p, kept=kept, fusion=plan.fusion)
-        else:
-            new, standing = self._pooled(X, standing, score, kept)
-        plan.standing[self._layer] = standing
-        return new
-
-    def _pooled(self, X: Tensor, standing: Standing, score: Tensor, kept: int) -> tuple[Tensor, Standing]:
-        plan, step = self._plan, self._plan.steps[self._layer]
-        wide = round(step.pooled**0.5)
-        first = standing.source.shape[1] - plan.protected
-        windows = torch.zeros(first, dtype=torch.long, device=X.device)
-        if wide > 1:
-            rows = _rows(first, plan.aspect)
-            windows = windows_of(rows, first // rows, wide, X.device)
-        earlier = round(standing.pooled**0.5)
-        return pooled(
-            X,
-            standing,
-            score,
-            protected=plan.protected,
-            kept=kept,
-            windows=windows,
-            old=windows_of(earlier, earlier, wide, X.device) if earlier else windows[:0],
-            number=step.pooled,
-            weighted=plan.weighted,
-        )
-
-
-class _Restore:
-    """In place of the sum of the stream and what the last block adds last."""
-
-    def __init__(self, plan: _Plan) -> None:
-        self._plan = plan
-
-    def __call__(self, X: Tensor, F: Tensor) -> Tensor:
-        return restored(X + F, self._plan.standing[max(self._plan.steps)])
-
-
-_SCORES = {"frequency": attention_received, "merge": keys_of_tokens, "prune": attention_of_class}
-
-
-def _with_sizes(call: Call, sizes: Tensor) -> Call:
-    """Log sizes added to the logits of keys; a token that stands for none is not seen."""
-    more = sizes.log()[:, None, None, :]
-    if call.logits is not None:
-        return call.change(logits=call.logits + more.to(call.logits.dtype))
-    more = more.to(call.value.dtype)
-    return call.change(bias=more if call.bias is None else call.bias + more)
-
-
 def _short(number: float) -> str:
     unit, letter = next((one for one in ((1e9, "G"), (1e6, "M")) if number >= one[0]), (1e3, "k"))
     return f"{number / unit:.3g} {letter}"
-
-
-def _rows(patches: int, aspect: float) -> int:
-    """Of a grid of so many patches of images of an aspect; 0 where they are none."""
-    rows = round((patches * aspect) ** 0.5)
-    return rows if rows and patches % rows == 0 else 0
 
 
 @remedy(
@@ -295,8 +150,8 @@ def reduce_tokens(
             "'frequency' or 'prune', or its fused attention."
         )
     steps = _steps(vision, method, layers, keep, windows, r, fusion)
-    plan = _Plan(
-        steps,
+    plan = Plan(
+        dict(sorted(steps.items())),
         vision.protected,
         vision.aspect,
         update == "sized",
@@ -344,7 +199,7 @@ def _steps(
     if method == "prune":
         return {layer: Reducing("prune", keep, int(fusion != "none")) for layer in chosen}
     if method == "frequency" or r is None:
-        rows = _rows(vision.tokens - vision.protected, vision.aspect)
+        rows = rows_of(vision.tokens - vision.protected, vision.aspect)
         if max(wide) > 1 and min(rows, (vision.tokens - vision.protected) // max(rows, 1)) < max(wide):
             patches = vision.tokens - vision.protected
             raise RemedyError(f"windows={max(wide)} needs a grid at least as wide, and there are {patches} patches.")
@@ -366,21 +221,21 @@ def _steps(
     return {layer: Reducing("merge", merged=number) for layer in merging}
 
 
-def _put(patient: Patient, vision: Vision, plan: _Plan, *, omega: bool, back: bool) -> Edit:
+def _put(patient: Patient, vision: Vision, plan: Plan, *, omega: bool, back: bool) -> Edit:
     first, last = min(plan.steps), max(plan.steps)
     branches = patient.branches  # looked for while nothing is changed
 
-    def attending(site: Site) -> _Attending | None:
+    def attending(site: Site) -> Attending | None:
         later = any(layer > first for layer in site.layers)
         if not later and not any(layer in plan.steps for layer in site.layers):
             return None
-        return _Attending(plan, site.first.key_value_heads if omega and later else None)
+        return Attending(plan, site.first.key_value_heads if omega and later else None)
 
     where = {"stack": vision.stack, "branch": "attention"}
     edits = [patient.rewrite(_NAME, before=attending, sites=vision.sites)]
     try:
         edits.extend(
-            rewrite_residual(patient.model, patient.anatomy, branches, _Reduce(plan, layer), layer=layer, **where)
+            rewrite_residual(patient.model, patient.anatomy, branches, Reduce(plan, layer), layer=layer, **where)
             for layer in sorted(plan.steps)
         )
         if back:
@@ -391,7 +246,7 @@ def _put(patient: Patient, vision: Vision, plan: _Plan, *, omega: bool, back: bo
                 raise EditError("the last block adds nothing after its attention, so tokens cannot be restored there.")
             where |= {"branch": names[-1]}
             edits.append(
-                rewrite_residual(patient.model, patient.anatomy, branches, _Restore(plan), layer=vision.depth, **where)
+                rewrite_residual(patient.model, patient.anatomy, branches, Restore(plan), layer=vision.depth, **where)
             )
     except BaseException:
         for edit in reversed(edits):

@@ -31,7 +31,8 @@ class Standing:
     def of(X: Tensor, protected: int) -> Standing:
         """Every token stands for itself."""
         count = torch.arange(X.shape[1], device=X.device).expand(X.shape[0], -1)
-        return Standing(torch.ones(count.shape, device=X.device), count - protected, count)
+        exact = torch.promote_types(X.dtype, torch.float32)
+        return Standing(torch.ones(count.shape, device=X.device, dtype=exact), count - protected, count)
 
 
 def pooled(
@@ -87,7 +88,7 @@ def pooled(
         place.gather(1, standing.source),
         number,
     )
-    return torch.cat([_rows(X, index), weights.to(X.dtype) @ X], 1), after
+    return torch.cat([_rows(X, index), _means(weights, X)], 1), after
 
 
 def merged(X: Tensor, standing: Standing, metric: Tensor, *, protected: int, number: int) -> tuple[Tensor, Standing]:
@@ -116,12 +117,12 @@ def merged(X: Tensor, standing: Standing, metric: Tensor, *, protected: int, num
     start = protected + stays.shape[1]  # where odd places begin now
     place = index.new_zeros(B, N).scatter(1, index, torch.arange(index.shape[1], device=X.device).expand(B, -1))
     place = place.scatter(1, even[gone], start + target)
-    sizes = standing.sizes.to(X.dtype)[..., None]
+    sizes = standing.sizes[..., None]
     flat = (target + torch.arange(B, device=X.device)[:, None] * len(odd)).flatten()
     mass = (X[:, odd] * sizes[:, odd]).flatten(0, 1)
     mass = mass.index_add(0, flat, (_rows(X, even[gone]) * _rows(sizes, even[gone])).flatten(0, 1))
     left = standing.sizes.gather(1, index).scatter_add(1, start + target, standing.sizes.gather(1, even[gone]))
-    mean = mass.view(B, len(odd), -1) / left[:, start:, None].to(X.dtype)
+    mean = (mass.view(B, len(odd), -1) / left[:, start:, None]).to(X.dtype)
     after = Standing(left, standing.cells.gather(1, index), place.gather(1, standing.source))
     return torch.cat([_rows(X, index[:, :start]), mean], 1), after
 
@@ -156,7 +157,7 @@ def fused(
         weights = attention * goes
         if fusion == "normalised":
             weights = weights / weights.sum(1, keepdim=True)
-        new = torch.cat([new, weights[:, None].to(X.dtype) @ X], 1)
+        new = torch.cat([new, _means(weights[:, None], X)], 1)
         sizes = torch.cat([sizes, (standing.sizes * goes).sum(1, keepdim=True)], 1)
         cells = torch.cat([cells, index.new_zeros(B, 1)], 1)
     return new, Standing(sizes, cells, place.gather(1, standing.source))
@@ -172,6 +173,10 @@ def windows_of(rows: int, columns: int, number: int, device: torch.device) -> Te
     row = torch.arange(rows, device=device) * number // rows
     column = torch.arange(columns, device=device) * number // columns
     return (row[:, None] * number + column).flatten()
+
+
+def _means(weights: Tensor, X: Tensor) -> Tensor:
+    return (weights @ X.to(weights.dtype)).to(X.dtype)
 
 
 def _rows(X: Tensor, index: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
         RemedyError: where it does not read images, or its blocks are none that could go on with fewer tokens.
     """
     name = type(bare(patient.model)).__name__
-    stack = next((one for one in patient.anatomy.stacks if one.name.split(".")[0] == "vision"), None)
+    stack = _stack(patient)
     if stack is None:
         raise RemedyError(
             f"{name} reads no images, or no attention over their patches was seen: only those are reduced."
@@ -67,14 +67,14 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
     if stack.layout.axes != "tokens" or any(calls != ("self",) for calls in map(tuple, stack.calls)):
         raise RemedyError(f"the blocks of {stack.name} of {name} are not one attention each over a sequence of tokens.")
     sites = tuple(site for site in patient.self_attention if site.first.place.stack == stack.name)
-    look = _Look()
+    states, aspect = _two_images(patient, stack)
+    look = _Look(tuple(states[0].shape[:2]))
     with rewrite_attention(patient.model, patient.anatomy, before=look, stack=stack.name), undisturbed(patient.model):
         patient.forward()
     if look.windows:
         raise RemedyError(f"attention of {name} is inside windows: their tokens cannot become fewer.")
     if look.placed:
         raise RemedyError(f"attention of {name} has a mask or a bias of positions, which would not fit fewer tokens.")
-    states, aspect = _two_images(patient, stack)
     same = (states[0] == states[1]).all(-1).all(0)
     first = int(same.long().cumprod(0).sum())
     if protected is None and bool(same[first:].any()):
@@ -96,18 +96,45 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
     )
 
 
-class _Look:
-    """Notes whether attention is over all tokens of the stream and nothing else."""
+def _stack(patient: Patient) -> Stack | None:
+    """The stack that reads images: where none is named so, the first that attends, of a model called with images."""
+    stacks = patient.anatomy.stacks
+    named = [one for one in stacks if one.name.split(".")[0] == "vision"]
+    if named or not stacks:
+        return named[0] if named else None
+    seen: list[bool] = []
 
-    def __init__(self) -> None:
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.extend(_is_image(one) for one in (*args, *kwargs.values()))
+
+    with undisturbed(patient.model):
+        hook = bare(patient.model).register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            patient.forward()
+        finally:
+            hook.remove()
+    return next((one for one in stacks if any(one.calls)), None) if any(seen) else None
+
+
+def _is_image(one: Any) -> bool:
+    return isinstance(one, Tensor) and one.ndim >= 4 and one.is_floating_point()
+
+
+class _Look:
+    """Notes whether attention is over all tokens of the stream and nothing else.
+
+    Args:
+        sizes: (sequences, tokens) of the stream.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
         self.windows = self.placed = False
 
     def __call__(self, call: Call) -> Call:
         rows = call.query if call.query is not None else call.logits
         assert rows is not None
-        if call.input is not None:
-            sizes = tuple(call.input.shape[:2])
-            self.windows |= sizes != (rows.shape[0], call.queries) or call.queries != call.keys
+        self.windows |= (rows.shape[0], call.queries) != self.sizes or call.queries != call.keys
         self.placed |= call.mask is not None or call.bias is not None or call.causal or call.window is not None
         return call
 
@@ -125,7 +152,7 @@ def _two_images(patient: Patient, stack: Stack) -> tuple[list[Tensor], float]:
         generator = torch.Generator().manual_seed(0)
 
         def other(one: Any) -> Any:
-            if not isinstance(one, Tensor) or one.ndim < 4 or not one.is_floating_point():
+            if not _is_image(one):
                 return one
             aspect[0] = one.shape[-2] / one.shape[-1]
             return one + torch.randn(one.shape, generator=generator).to(one)
