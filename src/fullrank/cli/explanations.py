@@ -9,6 +9,7 @@ import typer
 
 from fullrank.diagnosis import THRESHOLDS, Failure
 from fullrank.diagnosis.catalogue import FAILURES, failure_of
+from fullrank.remedies.candidates import CANDIDATES
 
 __all__ = ["show"]
 
@@ -64,6 +65,8 @@ def _one(failure: Failure) -> None:
     for index, one in enumerate(record["thresholds"]):
         limit = f"{one['name'].partition('.')[2]} {one['value']:.3g} ({one['unit']}): {one['reason']}"
         grid.add_row(Text("" if index else "limits", style="dim"), Text(limit))
+    for index, name in enumerate(record["candidates"]):
+        grid.add_row(Text("" if index else "remedies to try", style="dim"), Text(name))
     for index, paper in enumerate(failure.papers):
         grid.add_row(Text("" if index else "papers", style="dim"), Text(paper))
     console = Console()
@@ -81,5 +84,6 @@ def _record(failure: Failure) -> dict[str, Any]:
         "thresholds": [
             {"name": one.name, "value": one.value, "unit": one.unit, "reason": one.reason} for one in limits
         ],
+        "candidates": list(CANDIDATES.get(failure.name, ())),
         "papers": list(failure.papers),
     }

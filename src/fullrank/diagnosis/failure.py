@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fullrank.diagnosis.intervention import Intervention
 from fullrank.diagnosis.thresholds import threshold
+from fullrank.remedies.candidates import CANDIDATES
 from fullrank.report.verdict import Comparison, Effect, Severity, Validity, Verdict
 
 if TYPE_CHECKING:
@@ -166,4 +167,6 @@ class Failure:
             refuted_by=self.refuted_by,
             # what was tested needs no test
             command=f"fullrank explain {self.name}" if effects is not None else self.command.format(model=model),
+            candidates=CANDIDATES.get(self.name, ()),
+            screen=f"fullrank screen {model}",
         )

@@ -49,6 +49,9 @@ def verdicts(diagnosis: Diagnosis, *, ascii_only: bool) -> Iterator[RenderableTy
             words.append(f"\n{_plain(effect_words(effect), ascii_only)}", style="dim")
         tested = "" if verdict.effects or verdict.severity is not Severity.NOTE else _untested(verdict, diagnosis)
         words.append(f"\n{tested}next: {verdict.command}", style="dim")
+        if verdict.candidates and verdict.severity is not Severity.NOTE:
+            tries = ", ".join(name.partition("?")[0] for name in verdict.candidates[:3])
+            words.append(f"\nremedies, such as {tries}: {verdict.screen}", style="dim")
         grid.add_row(
             Text(verdict.severity, style=_COLOURS[verdict.severity]), Text(verdict.name, overflow="fold"), words
         )

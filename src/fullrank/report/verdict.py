@@ -116,6 +116,8 @@ class Verdict:
         effects: of the interventions that tested it; empty where none did.
         refuted_by: what would show it to be wrong.
         command: to run next.
+        candidates: remedies to try first, as `fullrank.repair` takes them.
+        screen: the command that tries them.
     """
 
     name: str
@@ -129,6 +131,8 @@ class Verdict:
     effects: tuple[Effect, ...] = ()
     refuted_by: str = ""
     command: str = ""
+    candidates: tuple[str, ...] = ()
+    screen: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,5 +208,6 @@ def _verdict(record: Mapping[str, Any]) -> Verdict:
         "heads": tuple((int(layer), int(head)) for layer, head in record["heads"]),
         "comparisons": tuple(Comparison(**one) for one in record["comparisons"]),
         "effects": tuple(Effect(**one) for one in record["effects"]),
+        "candidates": tuple(record.get("candidates", ())),
     }
     return Verdict(**(dict(record) | parts))
