@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fullrank.architecture import Architecture
     from fullrank.errors import ArchitectureError, FullrankError
-    from fullrank.report import Report, Variants
+    from fullrank.report import Report, Screening, Variants
     from fullrank.table import Row, Table
     from fullrank.verbs.examine import examine
     from fullrank.verbs.examine_each import examine_each
@@ -26,6 +26,7 @@ __all__ = [
     "FullrankError",
     "Report",
     "Row",
+    "Screening",
     "Table",
     "Variants",
     "__version__",
@@ -44,6 +45,7 @@ _HOMES = {
     "FullrankError": "fullrank.errors",
     "Report": "fullrank.report",
     "Row": "fullrank.table",
+    "Screening": "fullrank.report",
     "Table": "fullrank.table",
     "Variants": "fullrank.report",
     "examine": "fullrank.verbs.examine",
