@@ -4,7 +4,6 @@ from pathlib import Path
 
 from golden import golden, names
 
-SURGERY = "runs a model with parts taken out or attention rewritten: for the study of the paper, or its remedy"
 TRAINED = "needs a training run: for the study of the paper"
 CHECKPOINT = "needs a checkpoint or data that the package registries do not carry"
 SIMULATED = "a simulation without a formula: for the study of the paper"
