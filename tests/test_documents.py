@@ -11,6 +11,7 @@ import fullrank
 from fullrank import Architecture
 from fullrank.architecture.shorthands import SHORTHANDS, field_names
 from fullrank.metrics import VOCABULARY
+from fullrank.remedies import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +52,7 @@ NO_METRICS = {
     *("attention_mask", "position_ids", "variant", "labels", "loss"),  # arguments of models, and a column
     *("note", "warn", "fail", "sinks", "numerics", "heads", "float8_e4m3"),  # severities, verdicts, a column, a dtype
     *("predict", "examine", *field_names(Architecture), *SHORTHANDS),  # verbs, and what an architecture is described by
+    *("repair", "screen", "none", *CATALOGUE),  # verbs, what a parameter may be, and names of remedies
     *("permuted_null", "svdvals", "fully_shard"),  # functions, of fullrank.metrics, torch.linalg and torch.distributed
 }
 
