@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import kinds
 import torch
+from patients import stir
 from test_residual import BY_HAND
 from torch import Tensor
 
 import fullrank
-from patients import stir
 
 NAMES = ("gpt2", "llama_padded", "bert", "vit", "torch_encoder", "plain")
 POST = ("bert", "torch_encoder")
@@ -33,15 +34,17 @@ def reference_path() -> Iterator[None]:
 
 
 def repaired(name: str, remedy: str, **parameters: Any) -> tuple[Tensor, list[Tensor]]:
-    """The answer of a repaired model, and its added parameters, stirred, in the order of their names in the model."""
+    """The answer of a repaired model, and its added parameters, stirred, in the order of what was changed."""
     kind = kinds.build(name)
     known = {id(p) for p in kind.model.parameters()}
     with reference_path(), torch.no_grad():
         batch = kind.batch
-        with fullrank.repair(kind.model, remedy, batch=batch, **parameters):
-            added = [p for p in kind.model.parameters() if id(p) not in known]
+        with fullrank.repair(kind.model, remedy, batch=batch, **parameters) as repair:
+            added = {n: p for n, p in kind.model.named_parameters() if id(p) not in known}
             stir(added)
-            return kind(), [p.detach().clone() for p in added]
+            places = [re.sub(r".*\((.*)\)", r"\1", place) for place in repair.applied[0].edit.where]
+            names = dict.fromkeys(n for place in places for n in added if n.startswith(f"{place}."))
+            return kind(), [added[n].detach().clone() for n in names]
 
 
 def by_hand(name: str, add: Add, *, normed: bool = True) -> Tensor:

@@ -17,7 +17,7 @@ def test_each_feature_of_each_branch_has_a_number(name):
     close(found, by_hand(name, lambda layer, b, X, F: X + gamma[2 * (layer - 1) + PLACE[b]] * F))
 
 
-@pytest.mark.parametrize(("depth", "start", "expected"), [(2, "1e-5", 1e-5), (24, "none", 1e-5), (25, "none", 1e-6)])
+@pytest.mark.parametrize(("depth", "start", "expected"), [(2, "none", 1e-5), (2, "0.3", 0.3), (25, "none", 1e-6)])
 def test_where_it_starts(depth, start, expected):
     model, X = deep(depth, width=16)
     with fullrank.repair(model, f"layer-scale?start={start}", batch={"inputs_embeds": X}) as repair:

@@ -1,1 +1,97 @@
-""""""
+"""Registers: vision models by hand with further tokens."""
+
+import pytest
+import torch
+from patients import build
+
+import fullrank
+from fullrank.edit import rewrite_attention
+from fullrank.errors import RemedyError
+from fullrank.remedies import Patient
+
+
+def zoo_by_hand(model, images, R):
+    X = model.embedding(images)
+    tokens = X.shape[1]
+    X = torch.cat([X, R.expand(len(X), -1, -1)], 1)
+    for block in model.blocks:
+        X = block(X)
+    return model.head(model.final_norm(X[:, :tokens]).mean(1))
+
+
+def vit_by_hand(model, images, R):
+    X = model.embeddings(images)
+    tokens = X.shape[1]
+    X = torch.cat([X, R.expand(len(X), -1, -1)], 1)
+    for block in model.layers:
+        out = block(X)
+        X = out if isinstance(out, torch.Tensor) else out[0]
+    return model.layernorm(X[:, :tokens])
+
+
+@pytest.mark.parametrize(("name", "by_hand"), [("zoo_vision", zoo_by_hand), ("vit", vit_by_hand)])
+@pytest.mark.parametrize("number", [1, 4])
+def test_blocks_see_them_and_nothing_else_does(name, by_hand, number):
+    case = build(name)
+    with torch.no_grad():
+        with fullrank.repair(case.model, "registers", batch=case.batch, number=number, std=1.0) as repair:
+            found = case()
+            (R,) = (p.detach().clone() for n, p in case.model.named_parameters() if "fullrank" in n)
+        assert R.shape == (number, 32)
+        assert repair.applied[0].parameters == number * 32
+        expected = by_hand(case.model, case.batch["pixel_values"], R)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_the_draw_is_that_of_the_seed():
+    case = build("zoo_vision")
+
+    def drawn(**parameters):
+        state = torch.get_rng_state()
+        with fullrank.repair(case.model, "registers", batch=case.batch, **parameters):
+            (R,) = (p.detach().clone() for n, p in case.model.named_parameters() if "fullrank" in n)
+        assert torch.equal(torch.get_rng_state(), state)
+        return R
+
+    assert torch.equal(drawn(seed=1), drawn(seed=1))
+    assert not torch.equal(drawn(seed=1), drawn(seed=2))
+    assert drawn(number=64).std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_windows_take_no_more_tokens():
+    import transformers as hf
+
+    config = hf.SwinConfig(image_size=16, patch_size=2, embed_dim=16, depths=[2, 1], num_heads=[2, 2], window_size=4)
+    model = hf.SwinModel(config).eval()
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RemedyError, match="registers"):
+        fullrank.repair(model, "registers", batch={"pixel_values": images})
+
+
+def test_they_can_take_up_the_weight_that_has_nowhere_to_go():
+    """Trained alone to be looked at, they are: what sinks in patches are for."""
+    case = build("zoo_vision")
+    for p in case.model.parameters():
+        p.requires_grad_(False)
+    with fullrank.repair(case.model, "registers", batch=case.batch, std=0.5):
+        masses = []
+
+        def look(call):
+            A = (call.query @ call.key.mT * call.query.shape[-1] ** -0.5).softmax(-1)
+            masses.append(A[:, :, :-4, -4:].sum(-1).mean())
+            return call
+
+        anatomy = Patient(case.model, case).anatomy
+        (R,) = (p for n, p in case.model.named_parameters() if "fullrank" in n)
+        optimiser = torch.optim.Adam([R], lr=0.3)
+        with rewrite_attention(case.model, anatomy, before=look):
+            mass = []
+            for _ in range(15):
+                masses.clear()
+                case()
+                mass.append(float(masses[0].detach()))
+                optimiser.zero_grad()
+                (-masses[0]).backward()
+                optimiser.step()
+    assert mass[0] < 0.4
+    assert mass[-1] > 0.5

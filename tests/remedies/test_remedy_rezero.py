@@ -35,11 +35,11 @@ def test_a_shared_block_has_one_number_for_all_its_calls():
 
 
 def test_without_norms_the_stream_keeps_its_size_and_tokens_stay_apart_where_the_number_is_small():
-    for placement in ("pre", "post"):
-        model, X = deep(placement=placement)
-        assert residual(states(model, X)[-1]) < 0.5
-        with fullrank.repair(model, "rezero?start=0.2", batch={"inputs_embeds": X}):
-            last = states(model, X)[-1]
-            assert residual(last) > 0.85
-            assert variance(last) < 3
-            assert gradients(model, X)[1] > 0.5
+    model, X = deep(placement="post")
+    assert residual(states(model, X)[-1]) < 0.01
+    assert gradients(model, X)[1] < 0.05
+    with fullrank.repair(model, "rezero?start=0.2", batch={"inputs_embeds": X}):
+        last = states(model, X)[-1]
+        assert residual(last) > 0.85
+        assert variance(last) < 3
+        assert gradients(model, X)[1] > 0.5

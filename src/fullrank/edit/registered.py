@@ -14,12 +14,15 @@ class Added:
     """A parameter or a module that is made part of another.
 
     Args:
-        parent: the module that is to hold it.
+        parent: the module that is to hold it; of a sequence, which would run a module that is added to it, the last one
+            of that.
         name: under which; it must be free.
         one: what is added.
     """
 
     def __init__(self, parent: nn.Module, name: str, one: nn.Parameter | nn.Module) -> None:
+        while isinstance(one, nn.Module) and isinstance(parent, nn.Sequential) and len(parent):
+            parent = parent[-1]
         if hasattr(parent, name):
             raise EditError(f"name={name!r} is taken in a {type(parent).__name__}; choose another name=.")
         setattr(parent, name, one)
