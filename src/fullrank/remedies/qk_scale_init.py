@@ -147,6 +147,8 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
     keys = {site.path: _keys(site.calls) for site in patient.self_attention}
     watch = _measured(patient, _Watch(law, context, b, ahead=True))
     factors = {path: _asked(found, b, path) for path, found in watch.found.items()}
+    dtypes = {site.first.dtype for site in patient.self_attention}
+    enough = max(_ENOUGH, *(8 * torch.finfo(dtype).eps for dtype in dtypes))  # rounded weights come no nearer
     for _ in range(_ROUNDS):
         edit = _scaled(patient, keys, factors)
         try:
@@ -155,7 +157,7 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
             edit.undo()
             raise
         off = {path: _to_all(patient, keys[path], _asked(each, b, path)) for path, each in found.items()}
-        if all(bool(((one - 1).abs() < _ENOUGH).all()) for one in off.values()):
+        if all(bool(((one - 1).abs() < enough).all()) for one in off.values()):
             return edit
         edit.undo()
         factors = {path: factors[path] * off[path] for path in factors}
@@ -163,8 +165,8 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
             break
     worst = max(off, key=lambda path: float((off[path] - 1).abs().max()))
     raise RemedyError(
-        f"the scores of {worst} do not follow the size of W_Q and W_K: queries or keys are normalised behind them, or "
-        "their biases are too large."
+        f"the scores of {worst} do not follow the size of W_Q and W_K: queries or keys are normalised behind them, its "
+        "tokens are next to alike, or their biases are too large."
     )
 
 
