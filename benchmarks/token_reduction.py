@@ -112,7 +112,7 @@ def learnt(seed):
             train(reduced, data, TUNING, 5e-4, seed)
             row |= {
                 "after": accuracy(reduced, held_out),
-                "note": repair.notes[0],
+                "note": repair.notes[0].split(": ", 1)[1],
                 "rate": rate(model, reduced, held_out),
             }
             found.append(row)
@@ -154,7 +154,9 @@ def throughput(rounds):
     models, notes = {"none": model}, {"none": ""}
     for name, parameters in (methods(0.7, model, 197) | {"frequency, no ω": {"reweigh": False}}).items():
         models[name] = copy.deepcopy(model)
-        notes[name] = fullrank.repair(models[name], "reduce-tokens", batch=batch, **parameters).notes[0]
+        notes[name] = (
+            fullrank.repair(models[name], "reduce-tokens", batch=batch, **parameters).notes[0].split(": ", 1)[1]
+        )
 
     def run(one):
         with torch.inference_mode():

@@ -8,6 +8,8 @@ from fullrank.remedies.penalty import Penalty, penalty_of
 from fullrank.remedies.record import repairs_in
 from fullrank.remedies.remedy import Remedy, remedy
 from fullrank.remedies.repair import Applied, Repair, repaired
+from fullrank.remedies.token_macs import counted_macs
+from fullrank.remedies.token_schedule import token_course, token_macs
 
 __all__ = [
     "CATALOGUE",
@@ -22,9 +24,12 @@ __all__ = [
     "Seen",
     "Site",
     "asked_for",
+    "counted_macs",
     "penalty_of",
     "remedy",
     "remedy_of",
     "repaired",
     "repairs_in",
+    "token_course",
+    "token_macs",
 ]

@@ -27,7 +27,7 @@ def _short(number: float) -> str:
 @remedy(
     _NAME,
     "fewer tokens for later blocks of a vision transformer: pooled, merged or pruned",
-    addresses=("rank-collapse-width", "redundant-heads"),
+    addresses=("rank-collapse-depth",),
     acts_on="tokens",
     exactness="changes-function",
     formula=(
@@ -111,9 +111,11 @@ def _short(number: float) -> str:
         ),
     ),
     limits=(
+        "Saves computation: frequency is said to do so without hastening rank collapse, and undoes none.",
         "Costs accuracy until the model is tuned with it; no accuracy of frequency without training is published.",
         "For one stack of plain blocks over images; windows, rotary or relative positions, masks and text are refused.",
-        "Where the class token is read, the final states are fewer unless restore is set.",
+        "Where there is a class token the final states are fewer, and a head that averages them weighs each alike: set "
+        "restore for such a head.",
         "The paper's repository was not available: its update of pooled tokens and A_DC are readings of the text.",
         "Under activation checkpointing a second forward before the backward pass of the first is not supported.",
         "Venues and numbers of the papers on merging and pruning were not verified.",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.edit import Call
+from fullrank.errors import EditError
 from fullrank.remedies.token_schedule import Reducing
 from fullrank.remedies.token_scores import attention_of_class, attention_received, keys_of_tokens
 from fullrank.remedies.token_sets import Standing, fused, merged, pooled, restored, windows_of
@@ -116,6 +117,10 @@ class Reduce:
         windows = torch.zeros(first, dtype=torch.long, device=X.device)
         if wide > 1:
             rows = rows_of(first, plan.aspect)
+            if rows == 0:
+                raise EditError(
+                    f"{first} patches are no grid of images {plan.aspect:g} times as high as they are wide."
+                )
             windows = windows_of(rows, first // rows, wide, X.device)
         earlier = round(standing.pooled**0.5)
         return pooled(
