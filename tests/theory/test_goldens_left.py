@@ -6,11 +6,9 @@ from golden import golden, names
 
 TRAINED = "needs a training run: for the study of the paper"
 CHECKPOINT = "needs a checkpoint or data that the package registries do not carry"
-SIMULATED = "a simulation without a formula: for the study of the paper"
 SCATTERED = "three seeds scatter more than its tolerance: at layer 12 ten seeds lie between .076 and .150, mean .11"
 
 LEFT = {
-    "mtg-roberta-centred": SIMULATED,
     **dict.fromkeys(("mtg-mini-loss", "mtg-mini-loss-fix", "mtg-loss-authors", "mtg-loss-authors-fix"), TRAINED),
     **dict.fromkeys((f"dong-bert-init-{part}" for part in ("san", "san-mlp", "san-skip", "full")), CHECKPOINT),
     **dict.fromkeys((f"dong-bert-pretrained-{part}" for part in ("san", "san-mlp", "san-skip", "full")), CHECKPOINT),
