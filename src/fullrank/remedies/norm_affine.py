@@ -56,11 +56,11 @@ class OtherNorm(nn.Module):
 
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__()
-        u = torch.ones(width)
-        u[1::2] = -1
+        z = torch.ones(width)  # small whole numbers, the same in every type
+        z[1::2] = -1
         if width % 2:
-            u[-3:] = torch.tensor([1.0, 1.0, -2.0])[-min(width, 3) :]
-        self.register_buffer("probe", u / u.square().mean().sqrt(), persistent=False)
+            z[-3:] = torch.tensor([1.0, 1.0, -2.0])[-min(width, 3) :]
+        self.register_buffer("probe", z, persistent=False)
         self.layout = layout
 
     def placed(self, like: nn.Module) -> Self:
@@ -80,8 +80,9 @@ class OtherNorm(nn.Module):
             Both (width,), in float32 or wider.
         """
         wide = torch.promote_types(like.dtype, torch.float32)
-        u = self.probe.to(wide)
-        ends = run((_large(like.dtype) * torch.stack([u, -u])).to(like.dtype)).to(wide)
+        z = self.probe.to(wide)
+        u = z * torch.rsqrt(z.square().mean())
+        ends = run((_large(like.dtype) * torch.stack([z, -z])).to(like.dtype)).to(wide)
         return (ends[0] - ends[1]) / (2 * u), (ends[0] + ends[1]) / 2
 
     def rewritten(self, state: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
