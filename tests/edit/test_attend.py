@@ -1,10 +1,13 @@
 """What computes an output in the place of the kernel."""
 
+import math
+
 import kinds
 import pytest
 import torch
 from torch.nn import functional
 
+from fullrank import examine
 from fullrank.edit import rewrite_attention
 from fullrank.errors import EditError
 
@@ -63,3 +66,18 @@ def test_it_is_refused_where_no_queries_and_keys_are_shown():
     edit = rewrite_attention(kind.model, kind.anatomy(), before=lambda call: call.change(attend=_plain))
     with edit, pytest.raises(EditError, match="shows no queries and keys; set weights"):
         kind()
+
+
+@pytest.mark.parametrize("name", ["plain_softmax", "llama_eager"])
+def test_who_looks_at_a_model_that_softmaxes_by_itself_sees_the_map_that_an_edit_makes(name):
+    """Scores of 0 where visible: the entropy of query t is log t; the metric leaves the first two out."""
+    kind = kinds.build(name)
+
+    def even(call):
+        return call.change(logits=torch.where(call.visible(), 0.0, call.logits))
+
+    with rewrite_attention(kind.model, kind.anatomy(), before=even):
+        rows = examine(kind.model, kind.batch, spectrum=False).rows.where(metric="entropy", scope="all").rows
+    assert len(rows) == 3 * 4
+    for row in rows:
+        assert row.value == pytest.approx(sum(math.log(t) for t in range(3, 10)) / 7, abs=1e-6)

@@ -90,6 +90,12 @@ class SoftmaxTrace:
             return self._einsum(args, marks, heads)
         return None
 
+    def give_up(self, tensor: Tensor) -> None:
+        """A map in whose place an edit puts another one: it meets no values, and is nothing unseen."""
+        found = self._find(tensor)
+        if found is not None:
+            found.used = True
+
     def take_unused(self) -> list[torch.Size]:
         """Shapes of the softmaxes that met no values since the last question."""
         unused = [softmax for softmax in self._open if not softmax.used]

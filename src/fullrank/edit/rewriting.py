@@ -16,7 +16,7 @@ from fullrank.edit.fitting import broadcasts
 from fullrank.edit.layout import KernelLayout
 from fullrank.edit.looked_into import looked_into, unflatten
 from fullrank.edit.places import Place
-from fullrank.edit.softmaxes import CARRY, PRODUCTS, Softmax, Softmaxes
+from fullrank.edit.softmaxes import CARRY, PRODUCTS, Softmax, Softmaxes, fits, give_up
 from fullrank.errors import EditError
 
 __all__ = ["After", "Before", "Rewriting"]
@@ -195,7 +195,7 @@ class Rewriting(TorchFunctionMode):
             return func(*args, **kwargs)
         weights, value = factors
         softmax = self._softmaxes.find(weights)
-        if softmax is None or not _fits(softmax, weights, value):
+        if softmax is None or not fits(softmax, weights, value):
             return func(*args, **kwargs)
         place = self.take()
         if place is None:
@@ -216,7 +216,7 @@ class Rewriting(TorchFunctionMode):
             if softmax is None or orders is None:
                 continue
             weights, value = factors[mine].permute(orders[0]), factors[other].permute(orders[1])
-            if not _fits(softmax, weights, value):
+            if not fits(softmax, weights, value):
                 continue
             place = self.take()
             if place is None:
@@ -254,6 +254,8 @@ class Rewriting(TorchFunctionMode):
         changed = self.begin(call)
         if changed.value is not call.value:
             value = layout.unfold(changed.value, value, "value")
+        if changed.weights is not call.weights or changed.logits is not call.logits or changed.changed_mask(call):
+            give_up(softmax.result)
         if changed.weights is not call.weights:
             assert changed.weights is not None
             weights = layout.unfold(changed.weights, weights, "map").to(value.dtype)
@@ -275,17 +277,6 @@ class Rewriting(TorchFunctionMode):
 
 
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-
-
-def _fits(softmax: Softmax, weights: Any, value: Any) -> bool:
-    """Whether a product is one of a map over tokens, not of a router's choice, with values."""
-    keys = softmax.logits.shape[-1]
-    return (
-        isinstance(value, Tensor)
-        and weights.ndim > 2
-        and value.shape[-2] == weights.shape[-1]
-        and weights.shape[-1] in (keys, keys - 1)
-    )
 
 
 def _masked(logits: Tensor, added: Tensor) -> Tensor:

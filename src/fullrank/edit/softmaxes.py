@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 
-__all__ = ["CARRY", "PRODUCTS", "Softmax", "Softmaxes"]
+from fullrank.capture.tap import Tap
+
+__all__ = ["CARRY", "PRODUCTS", "Softmax", "Softmaxes", "fits", "give_up"]
 
 CARRY = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "identity"}
@@ -72,3 +76,23 @@ class Softmaxes:
             if softmax.result is tensor:
                 return softmax
         return None
+
+
+def fits(softmax: Softmax, weights: Any, value: Any) -> bool:
+    """Whether a product is one of a map over tokens, not of a router's choice, with values."""
+    keys = softmax.logits.shape[-1]
+    return (
+        isinstance(value, Tensor)
+        and weights.ndim > 2
+        and value.shape[-2] == weights.shape[-1]
+        and weights.shape[-1] in (keys, keys - 1)
+    )
+
+
+def give_up(weights: Tensor) -> None:
+    """Tell who looks at the model that this map is not the one that meets the values."""
+    if torch.compiler.is_compiling():
+        return
+    for mode in _get_current_function_mode_stack():
+        if isinstance(mode, Tap):
+            mode.softmaxes.give_up(weights)

@@ -73,6 +73,7 @@ class Softpick:
         "The authors withdrew perplexities of their first version; parity is not kept at 1.8 B parameters or long "
         "contexts.",
         "The map is computed here, and dropout of attention weights is left out.",
+        "It is no softmax: `examine` does not see maps of a model that has it.",
     ),
     cost=(
         "the fused kernel is lost: T² scores are made in plain operations, at most 32 million at once; beyond that by "
