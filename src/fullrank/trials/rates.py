@@ -45,13 +45,13 @@ class Rates:
     def note(self) -> str:
         """What is to be said of the search; empty where nothing is."""
         if self.best is None:
-            return f"diverged at every rate from {min(self.courses):g} to {max(self.courses):g}"
+            return f"diverged at every rate from {min(self.courses):.2g} to {max(self.courses):.2g}"
         said = []
         if self.edge:
             end = "smallest" if self.best == min(self.courses) else "largest"
-            said.append(f"the best rate {self.best:g} is the {end} tried: a better one may lie beyond")
+            said.append(f"the best rate {self.best:.2g} is the {end} tried: a better one may lie beyond")
         if self.widest_is_edge:
-            said.append(f"trains at {self.widest:g}, the largest tried: larger ones may train too")
+            said.append(f"trains at {self.widest:.2g}, the largest tried: larger ones may train too")
         return "; ".join(said)
 
 
