@@ -299,12 +299,22 @@ UNFIT = {
     "dinov3": (
         lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**IMAGE)),
         IMAGES.float(),
-        "does not go on with fewer tokens",
+        "answer otherwise where patches change places",
     ),
     "beit": (
         lambda: hf.BeitModel(hf.BeitConfig(**IMAGE, use_relative_position_bias=True)),
         IMAGES.float(),
         "mask or a bias of positions",
+    ),
+    "rotary": (
+        lambda: Transformer(TransformerConfig(kind="vision", depth=2, image=16, positions="rotary")),
+        IMAGES.float(),
+        "answer otherwise where patches change places",
+    ),
+    "causal": (
+        lambda: Transformer(TransformerConfig(kind="vision", depth=2, image=16, mask="causal")),
+        IMAGES.float(),
+        "mask or a bias",
     ),
     "parallel": (
         lambda: Transformer(TransformerConfig(kind="vision", depth=2, image=16, parallel=True)),

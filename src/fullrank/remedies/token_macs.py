@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from fullrank.capture import undisturbed
+from fullrank.capture.reference import reference_path
+from fullrank.capture.wrappers import bare
 
 __all__ = ["counted_macs"]
 
@@ -32,6 +34,10 @@ def counted_macs(model: nn.Module, forward: Callable[[], Any]) -> float:
 
     kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     mapping = {} if kernel is None else {kernel: attention}
-    with undisturbed(model), FlopCounterMode(display=False, custom_mapping=mapping) as count:
+    with (
+        undisturbed(model),
+        reference_path(bare(model), []),
+        FlopCounterMode(display=False, custom_mapping=mapping) as count,
+    ):
         forward()
     return float(count.get_total_flops()) / 2

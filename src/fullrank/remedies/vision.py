@@ -75,6 +75,11 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
         raise RemedyError(f"attention of {name} is inside windows: their tokens cannot become fewer.")
     if look.placed:
         raise RemedyError(f"attention of {name} has a mask or a bias of positions, which would not fit fewer tokens.")
+    if _placed_inside(patient, stack, states[0]):
+        raise RemedyError(
+            f"the blocks of {name} answer otherwise where patches change places, as with rotary positions: fewer "
+            "tokens would be taken for others."
+        )
     same = (states[0] == states[1]).all(-1).all(0)
     first = int(same.long().cumprod(0).sum())
     if protected is None and bool(same[first:].any()):
@@ -139,14 +144,33 @@ class _Look:
         return call
 
 
+def _placed_inside(patient: Patient, stack: Stack, X: Tensor) -> bool:
+    """Whether what the blocks make of tokens depends on their order."""
+    order = torch.randperm(X.shape[1], generator=torch.Generator().manual_seed(0)).to(X.device)
+    found: list[Tensor] = []
+    for one in (X, X[:, order]):
+        with (
+            undisturbed(patient.model),
+            replace_stream(patient.model, patient.anatomy, one, stack=stack.name, layer=0),
+            replace_stream(patient.model, patient.anatomy, _kept_in(found), stack=stack.name, layer=len(stack.paths)),
+        ):
+            patient.forward()
+    moved = (found[1] - found[0][:, order]).float().norm() / found[0].float().norm()
+    return not bool(moved <= (0.05 if X.dtype.itemsize < 4 else 1e-4))  # some softmax in float32 whatever they are
+
+
+def _kept_in(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def keep(X: Tensor) -> Tensor:
+        seen.append(X)
+        return X
+
+    return keep
+
+
 def _two_images(patient: Patient, stack: Stack) -> tuple[list[Tensor], float]:
     """The stream before the first block for the images of the batch and for others, and height over width."""
     seen: list[Tensor] = []
     aspect = [1.0]
-
-    def keep(X: Tensor) -> Tensor:
-        seen.append(X)
-        return X
 
     def others(module: nn.Module, args: Any, kwargs: Any) -> Any:
         generator = torch.Generator().manual_seed(0)
@@ -159,7 +183,10 @@ def _two_images(patient: Patient, stack: Stack) -> tuple[list[Tensor], float]:
 
         return tuple(map(other, args)), {name: other(one) for name, one in kwargs.items()}
 
-    with undisturbed(patient.model), replace_stream(patient.model, patient.anatomy, keep, stack=stack.name, layer=0):
+    with (
+        undisturbed(patient.model),
+        replace_stream(patient.model, patient.anatomy, _kept_in(seen), stack=stack.name, layer=0),
+    ):
         patient.forward()
         hook = bare(patient.model).register_forward_pre_hook(others, with_kwargs=True)
         try:
