@@ -33,8 +33,8 @@ HEAD = """# Remedies
 
 {count} remedies can be applied to a model by `fullrank.repair(model, "NAME")`, and taken out again.
 [Repairing](repairing.md) says how, and how to find out which of them helps. This page says of each what it is for, what
-it computes, what it can be told, what it costs, and when it does not help. `fullrank remedies NAME` prints the same on a
-terminal, and in Python it is `fullrank.remedies.CATALOGUE`:
+it computes, what it can be told, what it costs, and when it does not help. `fullrank remedies NAME` prints the same on
+a terminal, and in Python it is `fullrank.remedies.CATALOGUE`:
 
 ```python
 from fullrank.remedies import CATALOGUE
@@ -54,7 +54,7 @@ something to a shell. A parameter that accepts none is written `none` there and 
 | --- | --- |
 | identity-now | The model computes what it computed before, to rounding. It is another function once it is trained. |
 | init-only | For weights that were not trained yet: the function changes, and what was learnt is lost or disturbed. |
-| changes-function | The function is another one at once, and the remedy is for trained and fresh weights, as its limits say. |
+| changes-function | The function is another one at once; for which weights that is meant its limits say. |
 
 It is said of the default parameters alone: `temperature` leaves a function as it is, `temperature?scale=2` does not.
 What a repair did to the output on your batch is measured and printed, whatever is declared.
@@ -70,7 +70,8 @@ What a repair did to the output on your batch is measured and printed, whatever 
 ## For which failure
 
 What `fullrank screen` tries first where a verdict names the failure, in this order: a choice from what papers say, and
-no measurement. [Verdicts](verdicts.md) says what the failures are, and in which numbers they show, such as `similarity`.
+no measurement. [Verdicts](verdicts.md) says what the failures are, and in which numbers they show: `similarity` and
+others.
 
 {failures}
 
@@ -87,7 +88,7 @@ SYMBOLS = (
     ("W_Q, W_K, W_V, W_O", "the projections to queries, keys and values, and the output projection of attention"),
     (
         "s",
-        "the scores q·k/√d_k before the softmax; with an index, s₁ ≥ s₂ ≥ …, singular values of A, u and v their vectors",
+        "scores q·k/√d_k before the softmax; with an index, s₁ ≥ s₂ ≥ …, singular values of A, with vectors u and v",
     ),
     ("O", "a head's output: AV, or what a remedy makes of it"),
     ("X", "the states of the residual stream, one row per token; x is a row"),
@@ -205,7 +206,7 @@ def _plain(words: str) -> str:
 
 
 def _paper(words: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", words.rstrip("."))
+    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", _plain(words.rstrip(".")))
 
 
 def _table(heads: tuple[str, ...], rows: Any) -> str:
