@@ -147,3 +147,13 @@ def test_deep_models_keep_tokens_apart():
     model, X = deep(12, placement="post")
     assert residual(states(model, X)[-1]) < 0.2
     assert residual(repaired_states(model, X, "batch-norm")[-1]) > 0.99
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_it_is_one_graph_for_a_compiler(name):
+    kind = kinds.build(name)
+    torch._dynamo.reset()
+    with torch.no_grad(), fullrank.repair(kind.model, "batch-norm", batch=kind.batch):
+        compiled = torch.compile(kind.model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**kind.batch)[0], kind(), rtol=0, atol=1e-10)
+    torch._dynamo.reset()

@@ -73,6 +73,15 @@ def test_states_of_earlier_tokens_that_a_cache_keeps_back_are_missed():
             case.model(input_ids=ids[:, -1:], past_key_values=cache)
 
 
+def test_it_is_one_graph_for_a_compiler():
+    case = MASKS["padded"]()
+    torch._dynamo.reset()
+    with torch.no_grad(), fullrank.repair(case.model, "contranorm", batch=case.batch):
+        compiled = torch.compile(case.model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**case.batch)[0], case(), rtol=0, atol=1e-10)
+    torch._dynamo.reset()
+
+
 def test_it_is_no_attention_of_the_model():
     model, X = deep(2, width=32)
     batch = {"inputs_embeds": X}

@@ -58,6 +58,15 @@ def test_the_draw_is_that_of_the_seed():
     assert drawn(number=64).std() == pytest.approx(0.02, rel=0.05)
 
 
+def test_they_are_one_graph_for_a_compiler():
+    case = build("zoo_vision")
+    torch._dynamo.reset()
+    with torch.no_grad(), fullrank.repair(case.model, "registers", batch=case.batch):
+        compiled = torch.compile(case.model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(case.answer(compiled), case(), rtol=0, atol=1e-10)
+    torch._dynamo.reset()
+
+
 def test_windows_take_no_more_tokens():
     import transformers as hf
 

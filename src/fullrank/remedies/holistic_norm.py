@@ -176,7 +176,9 @@ def _check(patient: Patient, norms: Any, made: Any, resized: dict[tuple[str, int
         for path, mine in norms.items():
             for norm in mine:
                 other = resized.get((norm.stack, norm.layer, norm.branch))
-                if other is not None and not torch.equal(made[path].caught, other.caught):
+                if other is None or other.caught is None:
+                    continue
+                if not torch.equal(made[path].caught, other.caught):
                     raise RemedyError(
                         f"{norm.branch} of {norm.stack} layer {norm.layer} reads another state than it is added to, "
                         "and holistic-norm needs the size of one."

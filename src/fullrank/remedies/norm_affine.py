@@ -54,6 +54,8 @@ class OtherNorm(nn.Module):
         layout: of the stream.
     """
 
+    probe: Tensor
+
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__()
         z = torch.ones(width)  # small whole numbers, the same in every type

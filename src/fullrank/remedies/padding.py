@@ -52,7 +52,7 @@ class Padding:
         if stack not in self.masks:
             return None
         name, sense = self.masks[stack]
-        mask = self.carried.get(name)
+        mask: Tensor | None = self.carried.get(name)
         if mask is None:
             return None
         real = mask != 0 if sense == "real" else mask == 0
@@ -62,7 +62,7 @@ class Padding:
             if real.numel() != tokens.shape[:2].numel():
                 raise EditError(f"{name} is {tuple(mask.shape)}, and the state of {stack} {tuple(tokens.shape)}.")
             real = real.reshape(tokens.shape[:2])  # a flattened state
-        return real[..., None]
+        return real.unsqueeze(-1)
 
 
 def padding_of(patient: Patient) -> tuple[Padding, Callable[[], Iterator[Edit]]]:
@@ -131,7 +131,7 @@ class _Telling:
 
 
 def _refuse_masks(call: Call) -> Call:
-    if call.mask is not None:
+    if call.mask is not None and not torch.compiler.is_compiling():  # some make one then for causality alone
         raise EditError(
             f"attention in {call.place.path} is given a mask, and had none when the model was repaired: which tokens "
             "are padding is not known; repair it with a padded batch."
