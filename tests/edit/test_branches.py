@@ -154,3 +154,17 @@ def test_a_branch_that_is_not_there_is_refused():
     with pytest.raises(EditError, match="name='scale' is taken in a GPT2Attention; choose another name="):
         scale_branch(kind.model, branches, by=nn.Parameter(torch.ones(32)))
     assert not edits_in(kind.model)
+
+
+def test_a_sequence_does_not_run_what_it_is_given_to_hold():
+    kind = build("plain")
+    by = nn.Linear(32, 32, bias=False).double()
+    with torch.no_grad():
+        by.weight.copy_(0.5 * torch.eye(32))
+        with scale_branch(kind.model, find_branches(kind.model, kind, seen("plain")), by=0.5, layer=1, branch="mlp"):
+            expected = kind()
+        with scale_branch(kind.model, find_branches(kind.model, kind, seen("plain")), by=by, layer=1, branch="mlp"):
+            assert isinstance(kind.model.h[0].mlp, nn.Sequential)
+            assert any(parameter is by.weight for parameter in kind.model.parameters())
+            assert torch.allclose(kind(), expected, atol=1e-12)
+        assert len(kind.model.h[0].mlp) == 3
