@@ -69,7 +69,7 @@ def rewrite_attention(
     places = _places(anatomy, stack, layer, part, path)
     added = [one for one in (before, after) if isinstance(one, nn.Module)]
     if added:
-        refuse_wrapped(model)
+        refuse_wrapped(model, *added)
 
     def changes() -> Iterator[Callable[[], Change]]:
         for path, called in places.items():

@@ -55,7 +55,7 @@ def rewrite_block(
     path, turns, wanted = block_of(found, layer)
     around = _RewriteBlock(place_in(found, layer, "out", path), turns, wanted, after)
     if isinstance(after, nn.Module):
-        refuse_wrapped(model)
+        refuse_wrapped(model, after)
 
     def changes() -> Iterator[Callable[[], Change]]:
         if isinstance(after, nn.Module):

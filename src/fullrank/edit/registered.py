@@ -40,14 +40,17 @@ class Added:
         self.undo()
 
 
-def refuse_wrapped(model: nn.Module) -> None:
+def refuse_wrapped(model: nn.Module, *added: nn.Parameter | nn.Module) -> None:
     """DDP learns of parameters when it is made: those that come later would never be averaged.
 
     Args:
-        model: the model that parameters are to be added to.
+        model: the model that something is to be added to.
+        added: what is added; modules without parameters may be.
 
     Raises:
-        EditError: where it is inside data parallelism.
+        EditError: where there are parameters and the model is inside data parallelism.
     """
+    if not any(isinstance(one, nn.Parameter) or any(True for _ in one.parameters()) for one in added):
+        return
     if any(isinstance(module, DataParallel | DistributedDataParallel) for module in model.modules()):
         raise EditError("parameters cannot be added to a model inside data parallelism; edit it before it is wrapped.")

@@ -42,7 +42,7 @@ def replace_module(model: nn.Module, path: str, instead: Instead, *, name: str =
     module = module_at(model, path)
     added = instead if isinstance(instead, nn.Module) else None
     if added is not None:
-        refuse_wrapped(model)
+        refuse_wrapped(model, added)
 
     def changes() -> Iterator[Callable[[], Change]]:
         if added is not None:

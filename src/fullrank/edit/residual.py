@@ -67,7 +67,7 @@ def rewrite_residual(
     blocks = _blocks(anatomy, branches, chosen, stack, layer)
     added = function if isinstance(function, nn.Module) else None
     if added is not None:
-        refuse_wrapped(model)
+        refuse_wrapped(model, added)
 
     def changes() -> Iterator[Callable[[], Change]]:
         for path, calls in blocks.items():

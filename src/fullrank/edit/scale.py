@@ -51,7 +51,7 @@ def scale_branch(
     chosen = branches.chosen(stack, layer, branch)
     registered = isinstance(by, nn.Parameter | nn.Module)
     if registered:
-        refuse_wrapped(model)
+        refuse_wrapped(model, by)
     turns_of: dict[tuple[str, int | str], set[int]] = {}
     calls = {one.path: one.calls for one in chosen}
     for one in chosen:

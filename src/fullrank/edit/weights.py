@@ -76,7 +76,7 @@ def reparametrize(model: nn.Module, name: str, function: nn.Module) -> Edit:
         )
     numbers = sum(p.numel() for p in function.parameters())
     if numbers:
-        refuse_wrapped(model)
+        refuse_wrapped(model, function)
     return make("reparametrise", [name], [lambda: _Parametrized(module, last, name, function)], numbers)
 
 

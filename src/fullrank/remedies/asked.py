@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +61,27 @@ def asked_for(names: Prescription, parameters: Mapping[str, Any]) -> tuple[Asked
         if len(takers) > 1:
             several = " and ".join(remedies[index].name for index in takers)
             raise RemedyError(f"{name}= is a parameter of {several}; write it as {remedies[takers[0]].name}?{name}=….")
-        chosen[takers[0] if takers else 0][name] = value
+        if not takers and len(remedies) > 1:
+            raise RemedyError(f"{name}= is a parameter of none of {', '.join(one.name for one in remedies)}.")
+        to = takers[0] if takers else 0  # its remedy says which there are
+        if name in chosen[to]:
+            raise RemedyError(f"{name}= of {remedies[to].name} is given twice.")
+        chosen[to][name] = value
     return tuple(Asked(one, one.checked(own)) for one, own in zip(remedies, chosen, strict=True))
 
 
 def _pairs(names: Prescription) -> Iterable[tuple[str, Mapping[str, Any]]]:
     if isinstance(names, Mapping):
-        yield from names.items()
+        for name, own in names.items():
+            if not isinstance(name, str) or not isinstance(own, Mapping):
+                raise RemedyError(f"{name!r}: {own!r} names no remedy with a mapping of its parameters.")
+            yield name, own
         return
+    if isinstance(names, Set | bytes) or not isinstance(names, Iterable):
+        raise RemedyError(
+            f"remedies are a name, a list of names, or a mapping from names to parameters, and {type(names).__name__} "
+            "was given."
+        )
     for text in [names] if isinstance(names, str) else names:
         if not isinstance(text, str):
             raise RemedyError(f"a remedy is named by text, and {type(text).__name__} was given.")

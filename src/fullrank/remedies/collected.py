@@ -118,7 +118,7 @@ def added_to_loss(patient: Patient, name: str, penalty: Collected) -> Edit:
     model = bare(patient.model)
     own = list(penalty.parameters())
     if own:
-        refuse_wrapped(patient.model)
+        refuse_wrapped(patient.model, penalty)
     beside = next((p for p in model.parameters() if p.is_floating_point()), None)
     if beside is not None:
         penalty.to(device=beside.device, dtype=beside.dtype if beside.dtype.itemsize > 1 else None)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, together
 from fullrank.edit.handle import make
-from fullrank.errors import FullrankError, RemedyError
+from fullrank.errors import BatchError, FullrankError, RemedyError
 from fullrank.remedies.asked import Asked
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.penalty import Penalty, penalty_of
 from fullrank.remedies.proof import Proof, answer_of, proof_of
 from fullrank.remedies.record import Recorded, repairs_in
-from fullrank.remedies.trained import Checksums, changed, checksums, parameters_of
+from fullrank.remedies.trained import Checksums, changed, checksums, parameters_of, tensors_of
 
 __all__ = ["Applied", "Repair", "repaired"]
 
@@ -161,6 +161,8 @@ class Repair:
                 f"the model's parameters are as they were, bit for bit; {number} buffers, such as running statistics, "
                 "moved since and stay."
             )
+        if any(one.dtype != self._original[name][0] for name, one in tensors_of(self.model) if name in self._original):
+            return "the model has the values that it had, bit for bit, in another type."
         return "the model is as it was, bit for bit."
 
     def __enter__(self) -> Self:
@@ -205,6 +207,7 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
 
     Raises:
         RemedyError: where one is in force already, does not fit the model or does not act; nothing is changed then.
+        BatchError: where the model fails in its forward without them.
     """
     there = {one["name"] for module in bare(model).modules() for one in repairs_in(module)}
     again = [one.remedy.name for one in asked if one.remedy.name in there]
@@ -223,10 +226,14 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
             for one in asked:
                 try:
                     applied.append(_applied(model, forward, one, edits, sums))
+                except BatchError:
+                    raise
                 except FullrankError as reason:
                     known = str(reason)
                     named = known.startswith(one.remedy.name)
-                    raise RemedyError(known if named else f"{one.remedy.name} cannot be applied: {known}") from None
+                    raise RemedyError(
+                        known if named else f"{one.remedy.name} cannot be applied: {known}"
+                    ) from reason.__cause__
                 sums = checksums(model)
             entries = [_entry(one) for one in asked]
             edits.append(make("record the repairs", [], [lambda: Recorded(model, entries)]))
@@ -240,17 +247,32 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
 
 
 def _applied(model: nn.Module, forward: Callable[[], Any], asked: Asked, edits: list[Edit], sums: Checksums) -> Applied:
-    before = answer_of(model, forward)
+    try:
+        before = answer_of(model, forward)
+    except FullrankError:
+        raise
+    except Exception as error:
+        there = "" if not edits else " with the remedies before it"
+        raise BatchError(f"{type(bare(model)).__name__} does not run on this batch{there}: {_said(error)}") from error
     known = {id(p) for p in model.parameters()}
     penalties = _penalties(model)
     edit = asked.remedy.apply(Patient(model, forward), **asked.parameters)
     edits.append(edit)
     added = {name: p for name, p in bare(model).named_parameters() if id(p) not in known}
     acts = bool(changed(model, sums)) or bool(_penalties(model) - penalties)
-    proof = proof_of(model, forward, before, added, acts=acts)
+    try:
+        proof = proof_of(model, forward, before, added, acts=acts)
+    except FullrankError:
+        raise
+    except Exception as error:
+        raise RemedyError(f"with it {type(bare(model)).__name__} does not run on this batch: {_said(error)}") from error
     if added and not proof.acts:
         raise RemedyError(f"{asked.remedy.name} was put in place and the output does not depend on it: it was undone.")
     return Applied(asked, edit, {name: p.numel() for name, p in added.items()}, proof)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no more is said').splitlines()[0]}"
 
 
 def _penalties(model: nn.Module) -> set[Penalty]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fullrank.capture.wrappers import bare
 
-__all__ = ["Checksums", "Since", "changed", "checksums", "parameters_of"]
+__all__ = ["Checksums", "Since", "changed", "checksums", "parameters_of", "tensors_of"]
 
 Checksums = Mapping[str, tuple[torch.dtype, int, int]]
 """By name of the parameter or buffer: its type and two sums over its bits."""
@@ -47,7 +47,7 @@ def checksums(model: nn.Module) -> Checksums:
     Returns:
         By name.
     """
-    return {name: (tensor.dtype, *_sums(tensor, tensor.dtype)) for name, tensor in _tensors(model)}
+    return {name: (tensor.dtype, *_sums(tensor, tensor.dtype)) for name, tensor in tensors_of(model)}
 
 
 def changed(model: nn.Module, before: Checksums, names: Set[str] | None = None) -> Since:
@@ -65,7 +65,7 @@ def changed(model: nn.Module, before: Checksums, names: Set[str] | None = None) 
     """
     moved: list[str] = []
     rounded: list[str] = []
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors_of(model):
         if name not in before or (names is not None and name not in names):
             continue
         dtype, *sums = before[name]
@@ -79,7 +79,8 @@ def parameters_of(model: nn.Module) -> set[str]:
     return {name for name, _ in bare(model).named_parameters()}
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each once, with their names."""
     yield from bare(model).named_parameters()
     yield from bare(model).named_buffers()
 
