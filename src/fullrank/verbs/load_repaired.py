@@ -124,6 +124,8 @@ def _read(place: Path) -> dict[str, Tensor]:
 def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights; of tied ones a file holds one."""
     own = model.state_dict()
+    names = {} if all(name in own for name in weights) else _saved_names(model)
+    weights = {names.get(name, name): value for name, value in weights.items()}
     wrong = [name for name, value in weights.items() if name in own and own[name].shape != value.shape]
     unknown = [name for name in weights if name not in own]
     known = {own[name].data_ptr() for name in weights if name in own and own[name].numel()}
@@ -136,3 +138,17 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise RemedyError(f"the weights do not fit this {type(model).__name__}: {listed} {what}.")
     with torch.no_grad():
         model.load_state_dict(dict(weights), strict=False)
+
+
+def _saved_names(model: nn.Module) -> dict[str, str]:
+    """By the name under which a model of Hugging Face saves a tensor, the name that the tensor has in its modules."""
+    own = list(model.state_dict())
+    if not hasattr(model, "save_pretrained"):
+        return {}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        saved = revert_weight_conversion(model, {name: torch.tensor(number) for number, name in enumerate(own)})  # type: ignore[arg-type]
+        return {name: own[int(number)] for name, number in saved.items()}
+    except (ImportError, RuntimeError, ValueError, IndexError, TypeError):
+        return {}  # it saves tensors in another form, not only under other names
