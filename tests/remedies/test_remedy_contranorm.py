@@ -98,3 +98,12 @@ def test_deep_models_keep_tokens_apart(placement):
     assert residual(plain) < 0.45
     assert residual(found) > 0.95
     assert 0.1 < variance(found) < 10
+
+
+def test_remedies_of_branches_go_before_it():
+    model, X = deep(2, width=32)
+    batch = {"inputs_embeds": X}
+    with torch.no_grad(), fullrank.repair(model, ["batch-norm", "residual-scale", "contranorm"], batch=batch):
+        assert bool(torch.isfinite(model(**batch).logits).all())
+    with pytest.raises(FullrankError, match="was not followed"):
+        fullrank.repair(model, ["contranorm", "residual-scale"], batch=batch)

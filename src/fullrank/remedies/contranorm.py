@@ -92,7 +92,8 @@ class ContraNorm:
         "which a trained model needs. Small s on trained models is untested.",
         "A token is compared with those that attention sees in the same block: earlier ones in causal models, no "
         "padding. Caches of keys and values hold no states, so that text cannot be generated with them.",
-        "Blocks without self-attention are refused.",
+        "Blocks without self-attention are refused. Remedies of branches and norms have to be applied before it: what "
+        "a block adds is not followed through it.",
         "Read in code only; one copy has no temperature, and that is what is built.",
     ),
     cost="one attention call of a single head as wide as the stream per block: O(T²) time, O(T) memory where a fused "
