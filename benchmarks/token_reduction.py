@@ -180,9 +180,9 @@ ABOUT_ACCURACY = f"""\
 Six blocks of width 48 over 64 patches and a class token, trained for {EPOCHS} epochs on 1,400 of scikit-learn's digits
 enlarged to 32 × 32 pixels, tested on the other 397; {len(SEEDS)} seeds, mean ± deviation. Reductions after each
 quarter of the depth; `merge` in every block. `merge` and `prune` are given as many multiply-accumulates as `frequency`
-has, or just fewer, by the formula that leaves out what choosing tokens costs; the table counts the products that happen,
-those that choose included, for one image. Tuned: with the reduction in force, and the model without one likewise, epochs
-more: {TUNING}."""
+has, or just fewer, by the formula that leaves out what choosing tokens costs; the table counts the products that
+happen, those that choose included, for one image. Tuned: with the reduction in force, and the model without one
+likewise, epochs more: {TUNING}."""
 
 ABOUT_THROUGHPUT = f"""\
 Twelve blocks of width 384, 197 tokens, eight images, float32, reductions in blocks 4, 7 and 10 that keep 70 % (`merge`
