@@ -69,7 +69,11 @@ def test_json_of_one_is_an_object_with_its_parameters(fullrank):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("temprature", "did you mean 'temperature'?"), ("center_attention", "'center-attention'"), ("xyzzy", "lists them")],
+    [
+        ("temprature", "did you mean 'temperature'?"),
+        ("center_attention", "'center-attention'"),
+        ("xyzzy", "lists them"),
+    ],
 )
 def test_an_unknown_name_is_one_sentence_with_names_like_it(fullrank, name, says):
     result = fullrank("remedies", name)

@@ -1,4 +1,4 @@
-"""`fullrank repair`: applied, said, saved, examined as it was saved; refused in one sentence with nothing left behind."""
+"""`fullrank repair`: applied, said, saved, examined as saved; refused in one sentence with nothing left behind."""
 
 import json
 

@@ -49,8 +49,9 @@ def render(
     else:
         yield _table(screening, [screening.as_it_is], chosen, plain)
         for group, rows in screening.groups().items():
-            yield Text(plain(f"\n{group}"), style="bold", end="")
-            yield Text(plain(f": {MEANINGS[group]}"), style="dim", overflow="fold")
+            # one text, so that it is folded as a whole
+            heading = Text.assemble((plain(f"\n{group}"), "bold"), (plain(f": {MEANINGS[group]}"), "dim"))
+            yield heading
             yield _table(screening, rows, chosen, plain)
     yield from _first_number(screening, plain)
     remarks = [f"{row.variant}: {row.note}" for row in screening.rows if row.note]
