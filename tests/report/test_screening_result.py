@@ -109,6 +109,16 @@ def test_it_says_who_helps_and_whose_intervals_overlap():
     assert "chance of 2.77" in said
 
 
+def test_what_loses_less_and_stays_at_chance_is_said_to():
+    base = trained(BASE, 3.07, None)
+    less, more = trained(Screened("rezero"), 3.03, (-0.04, -0.05, -0.03)), trained(Screened("b"), 2.2, (-0.9, -1, -0.8))
+    stays = "at chance all the same: what helps to learn takes more steps to show."
+    assert f"It stays {stays}" in Screening.of([base, less], steps=4).said
+    assert f"They stay {stays}" in Screening.of([base, less, replace(less, variant="c")], steps=4).said
+    assert stays not in Screening.of([base, less, more], steps=4).said  # one of them learns
+    assert stays not in Screening.of([trained(BASE, 2.5, None), replace(more, trained=False)], steps=4).said
+
+
 def test_where_none_helps_it_says_so():
     worse = trained(Screened("worse"), 2.8, (0.1, 0.05, 0.15))
     same = trained(Screened("same"), 2.69, (-0.01, -0.05, 0.03))

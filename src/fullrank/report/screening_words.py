@@ -54,6 +54,9 @@ def _trained(screening: Screening) -> str:
     if close:
         words = "interval of {} overlaps" if len(close) == 1 else "intervals of {} overlap"
         parts.append(f"The {words.format(_listed(close))} its own.")
+    if base.trained is False and not any(row.trained for row in helping):
+        stays = "It stays" if len(helping) == 1 else "They stay"
+        parts.append(f"{stays} at chance all the same: what helps to learn takes more steps to show.")
     return " ".join(parts)
 
 
