@@ -62,6 +62,11 @@ class Redirect:
             changed = mode.begin(call)
             _write(self.key, given, call, changed)
             if changed.weights is not None or changed.attend is not None:
+                if replaced is not None and (replaced.attend is not None or changed.attend is not None):
+                    raise EditError(
+                        f"attention in {mode.path} is computed in the kernel's place by another edit already; only one "
+                        "can do that."
+                    )
                 replaced = changed
             made.append((mode, changed))
         if replaced is not None:

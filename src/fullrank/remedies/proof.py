@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,13 @@ def answer_of(model: nn.Module, forward: Callable[[], Any]) -> Tensor:
 
 
 def proof_of(
-    model: nn.Module, forward: Callable[[], Any], before: Tensor, added: Mapping[str, nn.Parameter], *, acts: bool
+    model: nn.Module,
+    forward: Callable[[], Any],
+    before: Tensor,
+    added: Mapping[str, nn.Parameter],
+    *,
+    acts: bool,
+    others: Sequence[nn.Parameter] = (),
 ) -> Proof:
     """Compare outputs, and stir the added parameters where the output alone shows nothing.
 
@@ -68,6 +75,7 @@ def proof_of(
         before: what it returned before.
         added: parameters that the remedy has added.
         acts: whether something else shows that it acts, such as changed weights or a term of the loss.
+        others: parameters that remedies before it have added: at 0 they may hide it.
 
     Returns:
         The proof.
@@ -77,7 +85,7 @@ def proof_of(
     moved = after - before.to(after.device) if same_form else torch.full((1,), float("inf"))
     norm = float(before.norm())
     largest = float(moved.abs().max()) if moved.numel() else 0.0
-    unheard = [] if not added else _unheard(model, forward, after, list(added.items()))
+    unheard = [] if not added else _unheard(model, forward, after, list(added.items()), others)
     return Proof(
         largest=largest,
         relative=float(moved.norm()) / norm if norm else largest,
@@ -87,22 +95,31 @@ def proof_of(
 
 
 def _unheard(
-    model: nn.Module, forward: Callable[[], Any], after: Tensor, added: Sequence[tuple[str, nn.Parameter]]
-) -> list[str]:
-    """Names of parameters without a part in the output: all, where the output stays however much they are stirred."""
-    for size in _STIRS:
-        if _moves(model, forward, after, [p for _, p in added], size):
-            return []
-    return [name for name, _ in added]
-
-
-def _moves(
     model: nn.Module,
     forward: Callable[[], Any],
     after: Tensor,
-    parameters: Sequence[nn.Parameter],
-    size: float,
-) -> bool:
+    added: Sequence[tuple[str, nn.Parameter]],
+    others: Sequence[nn.Parameter],
+) -> list[str]:
+    """Names of parameters without a part in the output: all, where the output stays however much they are stirred."""
+    own = [p for _, p in added]
+    for size in _STIRS:
+        with _stirred(own, size):
+            if not torch.equal(answer_of(model, forward), after):
+                return []
+    if others:
+        with _stirred(others, _STIRS[0]):
+            opened = answer_of(model, forward)
+            for size in _STIRS:
+                with _stirred(own, size):
+                    if not torch.equal(answer_of(model, forward), opened):
+                        return []
+    return [name for name, _ in added]
+
+
+@contextmanager
+def _stirred(parameters: Sequence[nn.Parameter], size: float) -> Iterator[None]:
+    """Other values for a while."""
     generator = torch.Generator().manual_seed(0)
     kept = [p.detach().clone() for p in parameters]
     try:
@@ -110,12 +127,11 @@ def _moves(
             for p in parameters:
                 noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
                 p.copy_(torch.where(torch.isfinite(p), p, torch.zeros_like(p)) + size * noise)
-        stirred = answer_of(model, forward)
+        yield
     finally:
         with torch.no_grad():
             for p, value in zip(parameters, kept, strict=True):
                 p.copy_(value)
-    return stirred.shape != after.shape or not torch.equal(stirred, after)
 
 
 def _floating(output: Any) -> Iterator[Tensor]:

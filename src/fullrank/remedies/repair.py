@@ -6,7 +6,6 @@ import contextlib
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -22,6 +21,7 @@ from fullrank.remedies.penalty import Penalty, penalty_of
 from fullrank.remedies.proof import Proof, answer_of, proof_of
 from fullrank.remedies.record import Recorded, repairs_in
 from fullrank.remedies.trained import Checksums, changed, checksums, parameters_of, tensors_of
+from fullrank.remedies.turns import IN_FORCE, Turn, added_before
 
 __all__ = ["Applied", "Repair", "repaired"]
 
@@ -77,8 +77,8 @@ class Repair:
         self._original = original  # before any of them
         self._before = checksums(model)
         self._said = ""
-        self._turn = _Turn(self._names, weakref.ref(self))
-        _IN_FORCE.setdefault(bare(model), []).append(self._turn)
+        self._turn = Turn(self._names, weakref.ref(self), frozenset(self._added))
+        IN_FORCE.setdefault(bare(model), []).append(self._turn)
 
     @property
     def in_force(self) -> bool:
@@ -116,7 +116,7 @@ class Repair:
         """
         if not self.in_force:
             return self._said
-        turns = _IN_FORCE.get(bare(self.model), [])
+        turns = IN_FORCE.get(bare(self.model), [])
         later = turns[turns.index(self._turn) + 1 :] if self._turn in turns else []
         if later:
             names = ", ".join(one.names for one in later)
@@ -182,18 +182,6 @@ class Repair:
         return ", ".join(one.asked.remedy.name for one in self.applied)
 
 
-@dataclass(frozen=True, eq=False)
-class _Turn:
-    """One repair in the order of those of a model. It holds neither, so that both are freed when nobody needs them."""
-
-    names: str
-    repair: weakref.ref[Repair]
-
-
-_IN_FORCE: weakref.WeakKeyDictionary[nn.Module, list[_Turn]] = weakref.WeakKeyDictionary()
-"""Repairs by model, in the order applied; a copy of a model has none that could be undone."""
-
-
 def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked]) -> Repair:
     """Apply remedies one after the other; where one fails, those before it are taken back.
 
@@ -212,7 +200,7 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
     there = {one["name"] for module in bare(model).modules() for one in repairs_in(module)}
     again = [one.remedy.name for one in asked if one.remedy.name in there]
     if again:
-        copied = not _IN_FORCE.get(bare(model)) and bool(repairs_in(model))
+        copied = not IN_FORCE.get(bare(model)) and bool(repairs_in(model))
         way = "it is a copy of a repaired model, and keeps its repairs" if copied else "undo it first"
         raise RemedyError(f"{again[0]} is in force on this {type(bare(model)).__name__} already; {way}.")
     edits: list[Edit] = []
@@ -225,15 +213,20 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
         try:
             for one in asked:
                 try:
-                    applied.append(_applied(model, forward, one, edits, sums))
+                    applied.append(
+                        _applied(
+                            model,
+                            forward,
+                            one,
+                            edits,
+                            sums,
+                            added_before(model, [name for each in applied for name in each.added]),
+                        )
+                    )
                 except BatchError:
                     raise
                 except FullrankError as reason:
-                    known = str(reason)
-                    named = known.startswith(one.remedy.name)
-                    raise RemedyError(
-                        known if named else f"{one.remedy.name} cannot be applied: {known}"
-                    ) from reason.__cause__
+                    raise RemedyError(_refusal(model, one, applied, str(reason))) from reason.__cause__
                 sums = checksums(model)
             entries = [_entry(one) for one in asked]
             edits.append(make("record the repairs", [], [lambda: Recorded(model, entries)]))
@@ -246,7 +239,21 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
         return Repair(model, applied, together(edits), original)
 
 
-def _applied(model: nn.Module, forward: Callable[[], Any], asked: Asked, edits: list[Edit], sums: Checksums) -> Applied:
+def _refusal(model: nn.Module, asked: Asked, applied: Sequence[Applied], reason: str) -> str:
+    before = [str(one["name"]) for one in repairs_in(model)] + [one.asked.remedy.name for one in applied]
+    after = f" after {', '.join(before)}" if before else ""
+    named = reason.startswith(asked.remedy.name) and not before
+    return reason if named else f"{asked.remedy.name} cannot be applied{after}: {reason}"
+
+
+def _applied(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    asked: Asked,
+    edits: list[Edit],
+    sums: Checksums,
+    others: Sequence[nn.Parameter],
+) -> Applied:
     try:
         before = answer_of(model, forward)
     except FullrankError:
@@ -261,7 +268,7 @@ def _applied(model: nn.Module, forward: Callable[[], Any], asked: Asked, edits: 
     added = {name: p for name, p in bare(model).named_parameters() if id(p) not in known}
     acts = bool(changed(model, sums)) or bool(_penalties(model) - penalties)
     try:
-        proof = proof_of(model, forward, before, added, acts=acts)
+        proof = proof_of(model, forward, before, added, acts=acts, others=others)
     except FullrankError:
         raise
     except Exception as error:

@@ -124,8 +124,8 @@ def _read(place: Path) -> dict[str, Tensor]:
 def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights; of tied ones a file holds one."""
     own = model.state_dict()
-    names = {} if all(name in own for name in weights) else _saved_names(model)
-    weights = {names.get(name, name): value for name, value in weights.items()}
+    saved = {} if all(name in own for name in weights) else _saved_names(model)
+    weights = {saved.get(name, name): value for name, value in weights.items()}
     wrong = [name for name, value in weights.items() if name in own and own[name].shape != value.shape]
     unknown = [name for name in weights if name not in own]
     known = {own[name].data_ptr() for name in weights if name in own and own[name].numel()}
@@ -148,7 +148,7 @@ def _saved_names(model: nn.Module) -> dict[str, str]:
     try:
         from transformers.core_model_loading import revert_weight_conversion
 
-        saved = revert_weight_conversion(model, {name: torch.tensor(number) for number, name in enumerate(own)})  # type: ignore[arg-type]
+        saved = revert_weight_conversion(model, {name: torch.tensor(number) for number, name in enumerate(own)})
         return {name: own[int(number)] for name, number in saved.items()}
     except (ImportError, RuntimeError, ValueError, IndexError, TypeError):
         return {}  # it saves tensors in another form, not only under other names
