@@ -20,6 +20,10 @@ def test_the_page_is_what_the_catalogue_says_now(text):
     assert text == page()
 
 
+def test_the_front_page_counts_them():
+    assert f"\n{len(CATALOGUE)} remedies from the literature" in (PAGE.parent.parent / "README.md").read_text("utf-8")
+
+
 def test_every_remedy_stands_once_in_the_first_table_and_has_one_entry(text):
     lines = re.findall(r"^\| [a-z ]+ \| \[([a-z-]+)\]\(#\1\) \|", text, re.MULTILINE)
     entries = re.findall(r"^### (.+)$", text, re.MULTILINE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 from fullrank.report.screening_words import MEANINGS, Column, columns
@@ -53,7 +53,7 @@ def render(
             heading = Text.assemble((plain(f"\n{group}"), "bold"), (plain(f": {MEANINGS[group]}"), "dim"))
             yield heading
             yield _table(screening, rows, chosen, plain)
-    yield from _first_number(screening, plain)
+    yield from _first_number(screening, {column.name for column in chosen}, plain)
     remarks = [f"{row.variant}: {row.note}" for row in screening.rows if row.note]
     yield from noted([*screening.notes, *remarks], rest="on the page and in the JSON", ascii_only=ascii_only)
     steps = [
@@ -65,17 +65,17 @@ def render(
     yield from next_steps(steps, page_written=page_written)
 
 
-def _first_number(screening: Screening, plain: Callable[[str], str]) -> Iterator[RenderableType]:
-    """Which number before → after is, and where it should be."""
+def _first_number(screening: Screening, shown: Set[str], plain: Callable[[str], str]) -> Iterator[RenderableType]:
+    """Of the columns that are shown: which number before → after is, where it should be, and what a distance says."""
     from rich.text import Text
 
     first = next((row.restored[0] for row in screening.rows if row.restored), None)
-    if first is not None:
+    if first is not None and "restored" in shown:
         beside = [("own initialisation", first.reference), ("null", first.null)]
         known = ", ".join(f"{name} {number(value)}" for name, value in beside if value is not None)
         said = f"before and after: {first.metric}, {first.place}" + (f" ({known})" if known else "")
         yield Text(plain(f"\n{said}"), style="dim", overflow="fold")
-    if any(row.identity_distance is not None for row in screening.rows):
+    if "distance" in shown:
         said = "from identity: how far the network is from doing nothing, which would restore every profile"
         yield Text(plain(said), style="dim", overflow="fold")
 
