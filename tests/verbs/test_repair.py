@@ -343,6 +343,19 @@ def test_a_model_that_fails_on_the_batch(case, repair):
     assert changes(state, everything(case.model)) == []
 
 
+def test_what_a_closed_gate_hides_is_applied_behind_it(case, repair):
+    with repair(["skip-init", "temperature"]) as handle:
+        assert handle.applied[1].parameters == 12
+        assert not handle.notes
+
+
+def test_two_that_stand_in_for_one_kernel_are_refused(case, repair):
+    state = everything(case.model)
+    with pytest.raises(RemedyError, match=r"softcap cannot be applied after learned-sink: .* by another edit already"):
+        repair(["learned-sink", "softcap"])
+    assert changes(state, everything(case.model)) == []
+
+
 # ---------------------------------------------------------------- life of models
 
 
@@ -391,6 +404,7 @@ def test_a_repaired_model_is_pickled_whole(case, repair):
 
 
 def test_training_mode_frozen_weights_random_numbers_and_gradients_stay(case, repair):
+    gc.collect()  # models of other tests that use the table of attention functions
     model = case.model.train()
     model.h[1].mlp.eval()
     for parameter in model.parameters():
@@ -475,6 +489,7 @@ TEXT = {"input_ids": torch.arange(18).view(2, 9) % 50, "use_cache": False}
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by peft
 def test_adapters_inside_a_repaired_model_and_outside_of_one():
+    gc.collect()
     model = llama()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
