@@ -50,6 +50,10 @@ On the command line: `--verify` tests, `--fail-on warn` (or `fail`) gives exit c
 and `fullrank explain dead-depth` says what one of them means, when it is harmless, how it is tested and where it
 comes from.
 
+A warning or a failure also names remedies to try, and the command that tries them (`verdict.candidates`,
+`verdict.screen`). They are a short list for each failure from what papers say; which of them helps a model is what
+[screening](repairing.md) finds out.
+
 ## What a number is compared with
 
 - **The same architecture at its own random initialisation, on the same batch.** It is drawn by itself: built anew

@@ -50,8 +50,7 @@ def render(
         yield _table(screening, [screening.as_it_is], chosen, plain)
         for group, rows in screening.groups().items():
             # one text, so that it is folded as a whole
-            heading = Text.assemble((plain(f"\n{group}"), "bold"), (plain(f": {MEANINGS[group]}"), "dim"))
-            yield heading
+            yield Text.assemble((plain(f"\n{group}"), "bold"), (plain(f": {MEANINGS[group]}"), "dim"))
             yield _table(screening, rows, chosen, plain)
     yield from _first_number(screening, {column.name for column in chosen}, plain)
     remarks = [f"{row.variant}: {row.note}" for row in screening.rows if row.note]
