@@ -19,7 +19,7 @@ NAMES = [one for one in CATALOGUE if CATALOGUE[one].structural and (one, "gpt2")
 NAMES = [one for one in NAMES if CATALOGUE[one].acts_on != "state space"]
 
 _OWN_KERNEL = "computed in the kernel's place by another edit already"
-_OWN_SUM = "adds to its stream is not returned by modules"
+_OWN_SUM = "adds to its stream is not returned by modules|its branches were not found"
 _WIDER = "cannot be used in"
 
 REFUSALS: dict[str, str] = {
