@@ -79,7 +79,7 @@ def test_the_levels_of_text_are_those_of_text_that_was_drawn():
 def test_batches_are_the_same_for_a_seed_and_others_are_held_out():
     task = task_for(encoder(), torch.randn(2, 8, 16))
     one, again, other = task.batches(0, 2, 4), task.batches(0, 2, 4), task.batches(1, 2, 4)
-    held = task.batches(0, 2, 4, train=False)
+    held = task.batches(0, 2, 4, part="held out")
     assert all(
         torch.equal(a.batch, b.batch) and torch.equal(a.targets, b.targets) for a, b in zip(one, again, strict=True)
     )
@@ -136,12 +136,12 @@ def test_torchs_own_encoder_with_tokens_first_is_given_tokens_first():
 
 
 def test_images_are_enlarged_held_out_ones_are_others_and_classes_are_even():
-    X, y = images(0, 400, shape=(3, 16, 16), classes=10, train=True)
+    X, y = images(0, 400, shape=(3, 16, 16), classes=10, part="training")
     assert X.shape == (400, 3, 16, 16)
     assert torch.equal(X[:, 0], X[:, 2])
     assert float(X.mean()) == pytest.approx(0, abs=0.02)
     assert torch.bincount(y).min() > 20
-    held, _ = images(0, 400, shape=(3, 16, 16), classes=10, train=False)
+    held, _ = images(0, 400, shape=(3, 16, 16), classes=10, part="held out")
     alike = (X[:, None, 0] - held[None, :, 0]).flatten(2).norm(dim=-1).min()
     assert is_of_digits()
     assert alike > 0
@@ -165,7 +165,7 @@ def test_a_batch_without_tokens_images_or_vectors_has_no_task(batch):
 def test_a_healthy_network_learns_what_its_own_token_says_and_one_without_tokens_stays_at_chance(make, batch):
     model = make()
     task = task_for(model, batch)
-    data, held = task.batches(0, 150, 32), task.batches(0, 2, 32, train=False)
+    data, held = task.batches(0, 150, 32), task.batches(0, 2, 32, part="held out")
     options = {"steps": 150, "warm_up": 0.1, "loss": task.objective, "held_out": held}
     healthy = train(model, data, learning_rate=3e-3 if len(list(model.parameters())) < 60 else 1e-3, **options)
     assert healthy.final < task.own + 0.15 * (task.chance - task.own)

@@ -20,7 +20,7 @@ from untouched import changes, everything
 def by_hand(model, batches, *, steps, seed, lr, warm_up, betas, eps, z_loss, clip):
     """The same training on a copy, in as few words as torch allows."""
     model = copy.deepcopy(model).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True)
     losses = []
     torch.manual_seed(seed)
     for step in range(steps):

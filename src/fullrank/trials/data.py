@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from fullrank.errors import TrialError
-from fullrank.trials.objective import LossFunction, Objective, objective_for
+from fullrank.trials.objective import Example, LossFunction, Objective, objective_for
+from fullrank.trials.sequences import cut, sequences_in
 from fullrank.trials.task import Task
 
 __all__ = ["Data", "of_batches", "of_task"]
+
+JUDGED = 256  # sequences: the error of their mean is a sixteenth of what one of them varies by
 
 
 @dataclass(frozen=True)
@@ -50,44 +53,61 @@ def of_task(task: Task, *, steps: int, size: int = 16, sequences: int = 64) -> D
 
     Returns:
         The data.
+
+    Raises:
+        TrialError: for a number below 1.
     """
-    count = max(1, sequences // size)
+    for name, value in (("steps", steps), ("size", size), ("sequences", sequences)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise TrialError(f"{name}={value!r}; the built-in task needs a whole number of at least 1.")
+    small = min(size, sequences)
+    count = sequences // small
     return Data(
         f"{task.name}: {task.sentence}",
         task.objective,
         lambda seed: list(task.batches(seed, steps, size)),
-        tuple(task.batches(1, count, size, train=False)),
-        tuple(task.batches(0, count, size, train=False)),
+        tuple(task.batches(1, count, small, part="choosing")),
+        tuple(task.batches(0, count, small, part="held out")),
         task.chance,
     )
 
 
 def of_batches(
-    batches: Iterable[Any], *, loss: Objective | LossFunction | None = None, causal: bool = False, most: int = 10_000
+    batches: Iterable[Any],
+    *,
+    loss: Objective | LossFunction | None = None,
+    causal: bool = False,
+    most: int = 10_000,
+    steps: int | None = None,
+    seeds: int = 1,
 ) -> Data:
     """A user's batches: the last quarter held out, as many before them to choose on where there are enough.
 
-    Every seed reads those for training in an order of its own, seed 0 in the one that they have.
+    Not more than 256 sequences are held out, nor are more there to choose on: they are read after every training.
+    With `steps` no more batches are read than are used, and the quarter is of those. Every seed reads those for
+    training in an order of its own, seed 0 in the one that they have.
 
     Args:
-        batches: mappings, tuples or tensors.
+        batches: mappings, tuples, lists or tensors.
         loss: an objective, or a function of model and batch; by default what the batches say.
         causal: whether batches without labels have a next token to be said.
         most: batches that are read of an endless iterable.
+        steps: of each training; None where that is not known.
+        seeds: how many trainings of a model there will be.
 
     Returns:
         The data.
 
     Raises:
-        TrialError: for no batches, or batches without a loss.
+        TrialError: for no batches, batches without a loss, or no target in what is held out.
     """
     if isinstance(batches, Mapping | Tensor | tuple | str):
         batches = [batches]
-    found = [batch for _, batch in zip(range(most), batches, strict=False)]
+    found = _read(batches, most, None if steps is None else steps * seeds)
     if not found:
         raise TrialError("data is empty: there is nothing to train on.")
     objective = objective_for(found[0], loss=loss, causal=causal)
-    quarter = len(found) // 4 or len(found) // 2
+    quarter = min(len(found) // 4 or len(found) // 2, _enough(found[0]))
     notes: tuple[str, ...] = ()
     if len(found) == 1:
         own, choosing, held_out = found, found, found
@@ -98,6 +118,11 @@ def of_batches(
         notes = ("there are few batches, so that learning rates were chosen on the sequences that are compared.",)
     else:
         own, choosing, held_out = found[: -2 * quarter], found[-2 * quarter : -quarter], found[-quarter:]
+    choosing, held_out = (_capped([one for one in part if objective.judges(one)]) for part in (choosing, held_out))
+    if not choosing or not held_out:
+        raise TrialError(
+            "no held-out sequence has a target: their labels are all -100, or they are single tokens; give more data."
+        )
 
     def training(seed: int) -> list[Any]:
         if not seed:
@@ -105,3 +130,29 @@ def of_batches(
         return [own[at] for at in torch.randperm(len(own), generator=torch.Generator().manual_seed(seed)).tolist()]
 
     return Data("your data", objective, training, tuple(choosing), tuple(held_out), None, notes)
+
+
+def _read(batches: Iterable[Any], most: int, trained: int | None) -> list[Any]:
+    """Batches up to as many as are trained on, chosen on and held out, and none beyond."""
+    found: list[Any] = []
+    for batch in batches:
+        found.append(batch)
+        if len(found) >= most or (trained is not None and len(found) >= trained + 2 * _enough(found[0])):
+            break
+    return found
+
+
+def _enough(batch: Any) -> int:
+    """How many batches like this one hold the sequences that are judged."""
+    return -(-JUDGED // max(1, sequences_in(batch)))
+
+
+def _capped(batches: list[Any]) -> list[Any]:
+    kept: list[Any] = []
+    left = JUDGED
+    for batch in batches:
+        if left < 1:
+            break
+        kept.append(batch if isinstance(batch, Example) else cut(batch, left))
+        left -= sequences_in(kept[-1])
+    return kept

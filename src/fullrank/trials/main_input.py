@@ -54,7 +54,7 @@ def feed_of(model: nn.Module, batch: Any) -> Feed:
 
     Args:
         model: its name for its main input counts where it has one.
-        batch: a mapping, a tuple or a tensor.
+        batch: a mapping, a tuple or list, or a tensor.
 
     Returns:
         The feed.
@@ -64,7 +64,7 @@ def feed_of(model: nn.Module, batch: Any) -> Feed:
     """
     if isinstance(batch, Tensor):
         return _turned(model, Feed(_kind(batch), None, tuple(batch.shape), alone=True))
-    if isinstance(batch, tuple) and batch and isinstance(batch[0], Tensor):
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
         return _turned(model, Feed(_kind(batch[0]), None, tuple(batch[0].shape)))
     if isinstance(batch, Mapping):
         names = [getattr(model, "main_input_name", None), "input_ids", "pixel_values", "inputs_embeds", *batch]

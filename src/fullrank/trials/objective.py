@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fullrank import metrics
-from fullrank.capture.own_copy import own_copy
 from fullrank.diagnosis.outcomes import loss_in
 from fullrank.errors import TrialError
+from fullrank.trials.sequence_losses import by_logits, of_sure, of_targets
+from fullrank.trials.sequences import IGNORED, have_targets, labels_in, parts_of, run
 
 __all__ = [
     "Example",
@@ -66,8 +67,26 @@ class Objective(ABC):
         """The mean loss of a batch, with a history."""
 
     def each(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of every sequence of a batch alone, (sequences,); the model is called for one after the other."""
-        return torch.stack([self.of(model, part).loss.detach().double() for part in _parts(batch)])
+        """The loss of every sequence of a batch alone, (sequences,), of those that have a target.
+
+        The model is called for one after the other.
+
+        Args:
+            model: as it stands.
+            batch: whatever the loss is taken of.
+
+        Returns:
+            NaN for a sequence with targets on which the model gave no number; a sequence that may have no target, and
+            whose loss is NaN, is left out.
+        """
+        losses = [self.of(model, part).loss.detach().double() for part in parts_of(batch)]
+        if not losses:
+            return torch.empty(0, dtype=torch.float64)
+        return of_sure(torch.stack(losses), have_targets(batch))
+
+    def judges(self, batch: Any) -> bool:
+        """Whether a batch surely has a target in it, seen from the batch alone."""
+        return bool(have_targets(batch).any())
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,11 @@ class TargetLoss(Objective):
     def each(self, model: nn.Module, batch: Example) -> Tensor:
         """Of one forward: sequences do not see each other."""
         losses = metrics.token_losses(self._logits(model, batch).detach(), batch.targets).double()
-        return losses if losses.ndim == 1 else losses.mean(-1)
+        return of_targets(losses, batch.targets)
+
+    def judges(self, batch: Example) -> bool:
+        """Whether there is a target."""
+        return bool((batch.targets >= 0).any())
 
     def _logits(self, model: nn.Module, batch: Example) -> Tensor:
         found = outputs(run(model, batch.batch))
@@ -120,6 +143,27 @@ class OwnLoss(Objective):
             )
         return Judged(loss, logits_in(output))
 
+    def each(self, model: nn.Module, batch: Any) -> Tensor:
+        """Of one forward where the model's loss is seen to be the cross-entropy of its logits with the labels.
+
+        With those of the same place, as encoders do, or of the next one, as models that read from left to right. For
+        other losses the model is called for one sequence after the other.
+
+        Args:
+            model: as it stands.
+            batch: with labels.
+
+        Returns:
+            Those of the sequences that have a target.
+        """
+        labels = labels_in(batch)
+        if labels is not None:
+            judged = self.of(model, batch)
+            found = by_logits(judged.loss.detach(), judged.logits, labels)
+            if found is not None:
+                return found
+        return super().each(model, batch)
+
 
 @dataclass(frozen=True)
 class NextToken(Objective):
@@ -136,22 +180,25 @@ class NextToken(Objective):
     def each(self, model: nn.Module, batch: Any) -> Tensor:
         """Of one forward: the mean of each sequence's tokens."""
         logits, targets = self._both(model, batch)
-        return metrics.token_losses(logits.detach(), targets).double().nanmean(-1)
+        return of_targets(metrics.token_losses(logits.detach(), targets).double(), targets)
+
+    def judges(self, batch: Any) -> bool:
+        """Whether a token has a next one."""
+        ids, real = _ids(batch)
+        return not isinstance(ids, Tensor) or ids.ndim != 2 or bool((_next(ids, real) >= 0).any())
 
     def _both(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        named = batch if isinstance(batch, Mapping) else {}
-        ids = named.get("input_ids", None if named else batch[0] if isinstance(batch, tuple) else batch)
+        ids, real = _ids(batch)
         logits = outputs(run(model, batch))
         if not isinstance(ids, Tensor) or ids.ndim != 2 or logits is None or logits.shape[:2] != ids.shape:
             raise TrialError(
                 "without labels the loss is that of the next token, and this batch or these outputs are no "
                 "sequences of token ids with logits of each; put labels into the batches or pass loss_fn(model, batch)."
             )
-        real = named.get("attention_mask")
-        targets = ids if real is None else ids.masked_fill(real == 0, -100)
-        if int(targets.max()) >= logits.shape[-1]:
+        targets = _next(ids, real)
+        if targets.numel() and int(targets.max()) >= logits.shape[-1]:
             raise TrialError("the model's logits are not of the words that it reads; put labels into the batches.")
-        return logits[:, :-1], targets[:, 1:]
+        return logits[:, :-1], targets
 
 
 @dataclass(frozen=True)
@@ -202,13 +249,6 @@ def objective_for(batch: Any, *, loss: Objective | LossFunction | None, causal: 
     )
 
 
-def run(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch; no cache is grown."""
-    if isinstance(batch, Mapping):
-        return model(**{name: own_copy(value) for name, value in batch.items()})
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
-
-
 def logits_in(output: Any) -> Tensor | None:
     """The logits by name, or None."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
@@ -225,24 +265,15 @@ def outputs(output: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) and first.is_floating_point() and first.ndim in (2, 3) else None
 
 
-def _parts(batch: Any) -> list[Any]:
-    """A batch's sequences one by one; tensors have them first."""
-    tensors = (
-        list(batch.values()) if isinstance(batch, Mapping) else list(batch) if isinstance(batch, tuple) else [batch]
-    )
-    sizes = {t.shape[0] for t in tensors if isinstance(t, Tensor) and t.ndim}
-    if len(sizes) != 1:
-        return [batch]
-    count = sizes.pop()
-
-    def part(value: Any, at: int) -> Any:
-        return value[at : at + 1] if isinstance(value, Tensor) and value.ndim else value
-
+def _ids(batch: Any) -> tuple[Any, Any]:
+    """Token ids and, where there is one, the mask of those that are real."""
     if isinstance(batch, Mapping):
-        return [{name: part(value, at) for name, value in batch.items()} for at in range(count)]
-    if isinstance(batch, tuple):
-        return [tuple(part(value, at) for value in batch) for at in range(count)]
-    return [part(batch, at) for at in range(count)]
+        return batch.get("input_ids"), batch.get("attention_mask")
+    return (batch[0] if isinstance(batch, tuple | list) and batch else batch), None
+
+
+def _next(ids: Tensor, real: Any) -> Tensor:
+    return (ids if real is None else ids.masked_fill(real == 0, IGNORED))[:, 1:]
 
 
 def _said(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fullrank.errors import TrialError
-from fullrank.trials.training import Course
+from fullrank.trials.course import Course
 
 __all__ = ["RATES", "Rates", "best_rate"]
 

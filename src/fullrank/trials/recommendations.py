@@ -15,7 +15,7 @@ from torch import nn
 from fullrank.capture.anatomy import Anatomy
 from fullrank.edit import replace_weight, together
 from fullrank.errors import TrialError
-from fullrank.trials.training import Settings
+from fullrank.trials.course import Settings
 
 __all__ = ["RECOMMENDATIONS", "Recommendation", "recommendations"]
 

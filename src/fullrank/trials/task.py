@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,23 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture import undisturbed
-from fullrank.errors import TrialError
-from fullrank.spec.subject import device_of, first_option
-from fullrank.trials.images import CLASSES, images, is_of_digits
+from fullrank.errors import FullrankError, TrialError
+from fullrank.spec.subject import device_of
+from fullrank.trials.images import CLASSES, Part, images, is_of_digits
 from fullrank.trials.language import Language
 from fullrank.trials.main_input import Feed, feed_of
-from fullrank.trials.objective import Example, Objective, TargetLoss, outputs, run
+from fullrank.trials.objective import Example, Objective, TargetLoss, outputs
 from fullrank.trials.readout import Readout
+from fullrank.trials.sequences import run
+from fullrank.trials.symbols import answers, longest, vectors, words
 
 __all__ = ["Task", "task_for"]
 
-SYMBOLS = 16
 TOKENS = 32
+_STREAMS: dict[Part, str] = {"training": "True", "choosing": "choosing", "held out": "False"}
 RIDDLES = (0.6, 0.3)  # what a network that sees everything learns of its neighbours in so few steps is little
 
 
 class _Draw(Protocol):
-    def __call__(self, one: int, size: int, *, train: bool) -> tuple[Any, Tensor]: ...
+    def __call__(self, seed: int, count: int, size: int, *, part: Part) -> Iterable[tuple[Any, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Task:
         own: the loss of who knows a token and not its neighbours; None where there is no such.
         floor: no loss is lower; None where that is not known.
         objective: what the loss is, with a readout where the model has no head of its own.
-        draw: a batch and its answers, from a seed.
+        draw: batches and their answers, from a seed.
         device: where batches are put.
     """
 
@@ -56,25 +58,26 @@ class Task:
     draw: _Draw
     device: torch.device
 
-    def batches(self, seed: int, count: int, size: int = 16, *, train: bool = True) -> list[Example]:
-        """Batches, the same for the same seed; those that are not for training are other ones.
+    def batches(self, seed: int, count: int, size: int = 16, *, part: Part = "training") -> list[Example]:
+        """Batches, the same for the same seed; those of another part are other ones.
 
         Args:
             seed: of all of them.
             count: how many.
             size: sequences in each.
-            train: whether for training or held out.
+            part: what they are for: training, choosing a learning rate, or held out.
 
         Returns:
             The batches.
+
+        Raises:
+            TrialError: for a size or a count below 1.
         """
-        made = []
-        for index in range(count):
-            told = f"{seed} {index} {train}".encode()
-            one = int.from_bytes(hashlib.blake2b(told, digest_size=6).digest())
-            batch, targets = self.draw(one, size, train=train)
-            made.append(Example(_moved(batch, self.device), targets.to(self.device)))
-        return made
+        for name, value in (("size", size), ("count", count)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise TrialError(f"{name}={value!r}; a task's batches need a whole number of at least 1.")
+        made = self.draw(seed, count, size, part=part)
+        return [Example(_moved(batch, self.device), targets.to(self.device)) for batch, targets in made]
 
 
 def task_for(model: nn.Module, batch: Any, *, seed: int = 0) -> Task:
@@ -107,14 +110,14 @@ def task_for(model: nn.Module, batch: Any, *, seed: int = 0) -> Task:
 def _images(model: nn.Module, feed: Feed, seed: int, device: torch.device) -> Task:
     channels, height, width = feed.shape[1:]
     shape = (channels, height, width)
-    X, _ = images(seed, 2, shape=shape, classes=2, train=True)
+    X, _ = images(seed, 2, shape=shape, classes=2, part="training")
     found, head = _seen(model, feed.call(X.to(device)))
     classes = min(CLASSES, found.shape[-1]) if head else CLASSES
     readout = None if head else Readout(found.shape[-1], classes, seed, found)
 
-    def draw(one: int, size: int, *, train: bool) -> tuple[Any, Tensor]:
-        X, y = images(one, size, shape=shape, classes=classes, train=train)
-        return feed.call(X), y
+    def draw(seed: int, count: int, size: int, *, part: Part) -> Iterable[tuple[Any, Tensor]]:
+        X, y = images(seed, count * size, shape=shape, classes=classes, part=part)
+        return ((feed.call(X[at : at + size]), y[at : at + size]) for at in range(0, len(X), size))
 
     kind = "digits" if is_of_digits() else "shapes"
     sentence = f"which of {classes} classes of {kind} an image is of"
@@ -122,8 +125,8 @@ def _images(model: nn.Module, feed: Feed, seed: int, device: torch.device) -> Ta
 
 
 def _symbols(model: nn.Module, feed: Feed, seed: int, device: torch.device) -> Task:
-    tokens = max(4, min(TOKENS, feed.shape[1] if feed.kind == "vectors" else _longest(model, feed.shape[1])))
-    dress, symbols = _vectors(feed, tokens, seed) if feed.kind == "vectors" else _words(model, seed)
+    tokens = max(4, min(TOKENS, feed.shape[1] if feed.kind == "vectors" else longest(model, feed.shape[1])))
+    dress, symbols = vectors(feed, tokens, seed) if feed.kind == "vectors" else words(model, seed)
     language = Language(symbols, seed=seed)
     probe = torch.randint(symbols, (2, tokens), generator=torch.Generator().manual_seed(seed))
     call = partial(_call, feed, dress)
@@ -133,10 +136,10 @@ def _symbols(model: nn.Module, feed: Feed, seed: int, device: torch.device) -> T
         raise TrialError("the model's head has a single output, and the built-in tasks tell classes apart; pass data.")
     if found.ndim == 2 or found.shape[1] < tokens:
         return _topic(feed, dress, language, tokens, found, head, seed, device)
-    words = _answers(dress, symbols, found.shape[-1], feed, head=head)
-    own = head and words is not None
+    spoken = answers(dress, symbols, found.shape[-1], feed, head=head)
+    own = head and spoken is not None
     readout = None if own else Readout(found.shape[-1], symbols, seed, found)
-    said = torch.arange(symbols) if words is None else words
+    said = torch.arange(symbols) if spoken is None else spoken
     if feed.seconds:
         levels, name, sentence, ahead = language.of_text, "text", "the next symbol of the text being read", True
     elif _reads_on(model, call, probe, found, device, feed.tokens_first):
@@ -146,8 +149,7 @@ def _symbols(model: nn.Module, feed: Feed, seed: int, device: torch.device) -> T
         levels, name, ahead = language.of_riddles, "riddles", False
         sentence = "what follows from each symbol and the one before it"
 
-    def draw(one: int, size: int, *, train: bool) -> tuple[Any, Tensor]:
-        generator = torch.Generator().manual_seed(one)
+    def one(generator: torch.Generator, size: int) -> tuple[Any, Tensor]:
         if ahead:
             text = language.text(size, tokens + 1, generator)
             x, y = text[:, :-1], text[:, 1:]
@@ -156,7 +158,16 @@ def _symbols(model: nn.Module, feed: Feed, seed: int, device: torch.device) -> T
         return call(x), said[y]
 
     floor = 0.0 if feed.seconds else levels.both
-    return Task(name, sentence, levels.chance, levels.own, floor, TargetLoss(readout, feed.tokens_first), draw, device)
+    return Task(
+        name,
+        sentence,
+        levels.chance,
+        levels.own,
+        floor,
+        TargetLoss(readout, feed.tokens_first),
+        partial(_drawn, one),
+        device,
+    )
 
 
 def _topic(
@@ -172,18 +183,32 @@ def _topic(
     classes = min(language.symbols, found.shape[-1]) if head else language.symbols
     readout = None if head else Readout(found.shape[-1], classes, seed, found)
 
-    def draw(one: int, size: int, *, train: bool) -> tuple[Any, Tensor]:
-        generator = torch.Generator().manual_seed(one)
+    def one(generator: torch.Generator, size: int) -> tuple[Any, Tensor]:
         y = torch.randint(classes, (size,), generator=generator)
         x = torch.randint(language.symbols, (size, tokens), generator=generator)
         often = torch.rand((size, tokens), generator=generator) < 0.3
         return _call(feed, dress, torch.where(often, y[:, None], x)), y
 
     sentence = f"which of {classes} symbols a sequence holds most of"
-    return Task("topic", sentence, math.log(classes), None, 0.0, TargetLoss(readout, feed.tokens_first), draw, device)
+    return Task(
+        "topic",
+        sentence,
+        math.log(classes),
+        None,
+        0.0,
+        TargetLoss(readout, feed.tokens_first),
+        partial(_drawn, one),
+        device,
+    )
 
 
-# ---------------------------------------------------------------- symbols as a model reads and says them
+def _drawn(
+    one: Callable[[torch.Generator, int], tuple[Any, Tensor]], seed: int, count: int, size: int, *, part: Part
+) -> Iterator[tuple[Any, Tensor]]:
+    """Batches from generators of their own, so that fewer of them are the first of more."""
+    for index in range(count):
+        told = hashlib.blake2b(f"{seed} {index} {_STREAMS[part]}".encode(), digest_size=6).digest()
+        yield one(torch.Generator().manual_seed(int.from_bytes(told)), size)
 
 
 def _call(feed: Feed, dress: Callable[[Tensor], Tensor], x: Tensor) -> Any:
@@ -191,74 +216,27 @@ def _call(feed: Feed, dress: Callable[[Tensor], Tensor], x: Tensor) -> Any:
     return feed.call(content, content if feed.seconds else None)
 
 
-def _words(model: nn.Module, seed: int) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Symbols as token ids, none of which the configuration gives a special meaning."""
-    size = _vocabulary(model)
-    config = getattr(model, "config", None)
-    special = {
-        first_option(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep", "cls", "decoder_start")
-    }
-    free = [word for word in range(size) if word not in special]
-    if len(free) < 2:
-        raise TrialError(f"the model reads {size} words, too few for the built-in task; pass data.")
-    order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))
-    ids = torch.tensor(free)[order[:SYMBOLS]]
-
-    def dress(x: Tensor) -> Tensor:
-        return ids[x]
-
-    return dress, len(ids)
-
-
-def _vectors(feed: Feed, tokens: int, seed: int) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Symbols as fixed Gaussian vectors, to which sines of the position are added, of half their energy."""
-    width = feed.shape[2]
-    draw = torch.Generator().manual_seed(seed)
-    table = torch.randn((SYMBOLS, width), generator=draw)
-    frequency = 10000 ** (-torch.arange(0, width, 2) / width)
-    angle = torch.arange(tokens)[:, None] * frequency
-    places = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
-
-    def dress(x: Tensor) -> Tensor:
-        return table[x] + places
-
-    return dress, SYMBOLS
-
-
-def _answers(dress: Callable[[Tensor], Tensor], symbols: int, width: int, feed: Feed, *, head: bool) -> Tensor | None:
-    """Which output says which symbol; None where the head has none for it, so that a readout is put behind it."""
-    if feed.kind == "tokens":
-        ids = dress(torch.arange(symbols))
-        if int(ids.max()) < width and head:
-            return ids
-    return torch.arange(symbols) if width >= symbols and head else None
-
-
-def _vocabulary(model: nn.Module) -> int:
-    ask = getattr(model, "get_input_embeddings", None)
-    weight = getattr(ask(), "weight", None) if callable(ask) else None
-    if isinstance(weight, Tensor):
-        return int(weight.shape[0])
-    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
-    if not sizes:
-        raise TrialError("no table of words was found in the model, so that its vocabulary is unknown; pass data.")
-    return sizes[0]  # the words' own is made first; a position table comes after it
-
-
-def _longest(model: nn.Module, shown: int) -> int:
-    """Tokens that surely fit: as many as were shown, or as the configuration allows."""
-    limit = first_option(getattr(model, "config", None), "max_position_embeddings", "n_positions")
-    return max(shown, limit - 4) if isinstance(limit, int) else shown
-
-
 def _seen(model: nn.Module, batch: Any) -> tuple[Tensor, bool]:
     """What the model returns, and whether it is logits of a head rather than states."""
-    output = run(model, batch)
+    try:
+        output = run(model, batch)
+    except Exception as reason:
+        if isinstance(reason, FullrankError):
+            raise
+        said = str(reason).strip().splitlines() or [type(reason).__name__]
+        raise TrialError(
+            f"{type(model).__name__} cannot be called with what the built-in task gives it, which is "
+            f"{_named(batch)} alone ({said[0].rstrip('.')}); pass data=."
+        ) from reason
     found = outputs(output)
     if found is None:
         raise TrialError(f"{type(model).__name__} returns neither logits nor states, so that no task fits; pass data.")
     named = getattr(output, "logits", None) is found
     return found, named or _has_head(model, found)
+
+
+def _named(batch: Any) -> str:
+    return " and ".join(map(str, batch)) if isinstance(batch, Mapping) else "one tensor"
 
 
 def _has_head(model: nn.Module, found: Tensor) -> bool:
@@ -289,6 +267,6 @@ def _reads_on(
 def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return {name: _moved(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple):
+    if isinstance(batch, tuple | list):
         return tuple(_moved(value, device) for value in batch)
     return batch.to(device) if isinstance(batch, Tensor) else batch

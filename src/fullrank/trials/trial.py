@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from torch import Tensor, nn
 
 from fullrank.errors import TrialError
+from fullrank.trials.course import Course, Settings
 from fullrank.trials.data import Data
 from fullrank.trials.paired import Difference, paired
 from fullrank.trials.rates import RATES, Rates, best_rate
-from fullrank.trials.training import Course, Settings, train
+from fullrank.trials.training import judged, train
 
 __all__ = ["Trial", "trial"]
 
@@ -70,8 +72,9 @@ def trial(
 ) -> Trial:
     """Try a model as it stands: with whatever edits are in force on it. It is given back as it came.
 
-    The search reads the first seed's batches and the sequences for choosing; what is compared later was seen by none of
-    it. Costs about four trainings, and one for every seed.
+    The search reads the first seed's batches and chooses by the sequences for choosing; nothing is chosen by those that
+    are compared later. Costs about four trainings, and one for every further seed. Every sequence is judged once before
+    all of them and after each of those that it is for.
 
     Args:
         model: see `lent`.
@@ -93,29 +96,46 @@ def trial(
     if not seeds:
         raise TrialError("seeds is empty; at least one is needed.")
     base = settings or Settings()
+    started = {
+        name: judged(model, batches, loss=data.objective)
+        for name, batches in (("choosing", () if rate is not None else data.choosing), ("held out", data.held_out))
+    }
+    batches: dict[int, list[Any]] = {}
+    whole: dict[float, Course] = {}
 
-    def attempt(at: float, length: int, *, seed: int, held_out: Sequence[object]) -> Course:
-        of = replace(base, learning_rate=at, warm_up=base.steps_of_warm_up(steps))
+    def attempt(at: float, length: int, seed: int, judges: Sequence[Any], before: tuple[float, ...]) -> Course:
+        if seed not in batches:
+            batches.clear()  # of one seed at a time
+            batches[seed] = data.training(seed)
         return train(
             model,
-            data.training(seed),
+            batches[seed],
             steps=length,
-            **of.as_arguments(),
+            **replace(base, learning_rate=at, warm_up=base.steps_of_warm_up(steps)).as_arguments(),
             seed=seed,
             loss=data.objective,
             extra_loss=extra_loss,
-            held_out=held_out,
+            held_out=judges,
+            started=before,
         )
+
+    def searched(at: float, length: int) -> Course:
+        first = started["choosing"]
+        if length < steps:
+            return attempt(at, length, seeds[0], data.choosing, first)
+        # what may turn out to be the best is judged for the comparison too, and not trained again for it
+        both = (*data.choosing, *data.held_out)
+        course = attempt(at, length, seeds[0], both, first + started["held out"])
+        whole[at] = replace(course, held_out=course.held_out[len(first) :], started=started["held out"])
+        return replace(course, held_out=course.held_out[: len(first)], started=first)
 
     found = None
     if rate is None:
-        found = best_rate(
-            lambda at, length: attempt(at, length, seed=seeds[0], held_out=data.choosing),
-            steps=steps,
-            rates=rates,
-            chance=data.chance,
-            widest=widest,
-        )
+        found = best_rate(searched, steps=steps, rates=rates, chance=data.chance, widest=widest)
         rate = found.best if found.best is not None else min(rates)
-    courses = tuple(attempt(rate, steps, seed=seed, held_out=data.held_out) for seed in seeds)
-    return Trial(rate, courses, found, data.chance)
+
+    def final(seed: int) -> Course:
+        known = whole.get(rate) if seed == seeds[0] else None
+        return known or attempt(rate, steps, seed, data.held_out, started["held out"])
+
+    return Trial(rate, tuple(final(seed) for seed in seeds), found, data.chance)
