@@ -12,15 +12,16 @@ from torch.nn import functional
 
 from fullrank import edit
 from fullrank.errors import TrialError
-from fullrank.trials import Settings, task_for, train
+from fullrank.trials import Settings, judged, task_for, train
+from fullrank.trials.masters import Masters
 from trials.small import Bigram, encoder, text
 from untouched import changes, everything
 
 
-def by_hand(model, batches, *, steps, seed, lr, warm_up, betas, eps, z_loss, clip):
+def by_hand(model, batches, *, steps, seed, lr, warm_up, betas, eps, z_loss, clip, fused=True):
     """The same training on a copy, in as few words as torch allows."""
     model = copy.deepcopy(model).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=fused)
     losses = []
     torch.manual_seed(seed)
     for step in range(steps):
@@ -179,3 +180,118 @@ def test_what_cannot_be_trained_is_one_sentence_and_the_model_untouched(wrong, s
 def test_a_frozen_model_has_nothing_to_train():
     with pytest.raises(TrialError, match="nothing to train"):
         train(Bigram().requires_grad_(False), text(2), steps=2, causal=True)
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def half_by_hand(model, batches, *, steps, lr, optimiser):
+    """Float32 weights beside a half-precision model, the whole model rounded from them before every step."""
+    model = copy.deepcopy(model).train()
+    exact = {name: p.detach().clone().float() for name, p in model.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in exact.items()}
+    second = {name: torch.zeros_like(p) for name, p in exact.items()}
+    losses = []
+    for step in range(steps):
+        for name, p in model.named_parameters():
+            p.data = exact[name].to(p.dtype)
+        ids = batches[step % len(batches)]
+        loss = functional.cross_entropy(model(ids)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        losses.append(loss.item())
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        for name, grad in zip(exact, grads, strict=True):
+            g = grad.float()
+            if optimiser == "sgd":
+                first[name] = 0.9 * first[name] + g
+                exact[name] = exact[name] - lr * first[name]
+                continue
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.999 * second[name] + 0.001 * g**2
+            m, v = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.999 ** (step + 1))
+            exact[name] = exact[name] - lr * m / (v.sqrt() + 1e-8)
+    return losses
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_half_precision_is_trained_through_float32_copies_as_by_hand_and_comes_back(optimiser):
+    model = Bigram().to(torch.bfloat16)
+    batches, options = text(3), {"steps": 40, "optimiser": optimiser}
+    before = everything(model)
+    course = train(model, batches, learning_rate=1e-3, clip=None, causal=True, held_out=batches[:1], **options)
+    assert not changes(before, everything(model))
+    expected = half_by_hand(model, batches, lr=1e-3, **options)
+    assert course.losses == pytest.approx(expected, rel=2e-3)  # a rounding may fall to the other side
+
+
+def test_a_half_precision_gain_of_1_moves_by_steps_smaller_than_its_spacing():
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+
+        def forward(self, x):
+            return x * self.gain
+
+    seen = []
+
+    def loss(model, batch):
+        seen.append(model.gain.detach().clone())
+        return model(batch).float().sum()
+
+    plain = torch.ones(4, dtype=torch.bfloat16)
+    for _ in range(29):
+        plain = plain - 1e-3
+    assert torch.equal(plain, torch.ones_like(plain))  # what is lost without copies
+    train(Gain(), [torch.ones(2, 4, dtype=torch.bfloat16)], steps=30, learning_rate=1e-3, loss=loss)
+    assert seen[-1].float().tolist() == pytest.approx([1 - 29e-3] * 4, abs=2**-9)
+
+
+def test_copies_of_half_precision_leave_single_precision_as_it_is():
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float16))]
+    masters = Masters.of(weights)
+    assert masters.held[0] is weights[0]
+    assert masters.held[1].dtype == torch.float32
+    weights[0].grad, weights[1].grad = torch.full((2,), 3.0), torch.full((2,), 0.5, dtype=torch.float16)
+    masters.take_gradients()
+    assert weights[0].grad.tolist() == [3.0, 3.0]
+    assert weights[1].grad is None
+    assert masters.held[1].grad.tolist() == [0.5, 0.5]
+    with torch.no_grad():
+        masters.held[1].sub_(1e-5)
+    masters.give_values()
+    assert weights[1].tolist() == [1.0, 1.0]
+    assert masters.held[1].tolist() == pytest.approx([1 - 1e-5] * 2, abs=1e-7)
+
+
+# ---------------------------------------------------------------- what has been judged before
+
+
+def test_what_was_lost_before_may_be_given_and_is_not_computed_again():
+    model, calls = Bigram(), []
+
+    def loss(model, batch):
+        calls.append(model.training)
+        return functional.cross_entropy(model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+
+    held = text(2, seed=3)
+    before = everything(model)
+    known = judged(model, held, loss=loss)
+    assert not changes(before, everything(model))
+    assert len(known) == 8
+    calls.clear()
+    full = train(model, text(2), steps=3, loss=loss, held_out=held)
+    assert calls.count(False) == 16
+    calls.clear()
+    assert train(model, text(2), steps=3, loss=loss, held_out=held, started=known).held_out == full.held_out
+    assert calls.count(False) == 8
+    assert full.started == known
+    assert judged(model, ()) == ()
+
+
+def test_updates_in_one_kernel_are_those_of_torchs_plain_optimiser():
+    model, batches = Bigram(), text(3)
+    settings = {"warm_up": 4, "betas": (0.8, 0.95), "eps": 1e-7, "z_loss": 0.01, "clip": 0.5}
+    with torch.random.fork_rng(devices=[]):
+        losses, _ = by_hand(model, batches, steps=12, seed=5, lr=0.01, fused=False, **settings)
+    course = train(model, batches, steps=12, seed=5, learning_rate=0.01, causal=True, **settings)
+    assert course.losses == pytest.approx(losses, rel=1e-5)

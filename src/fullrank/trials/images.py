@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import math
 from typing import Literal
 
 import torch
@@ -68,8 +69,7 @@ def _digits(y: Tensor, classes: int, part: Part, seed: int) -> Tensor:
         draw = torch.Generator().manual_seed(seed + 1 + c)
         rounds = [pool[torch.randperm(len(pool), generator=draw)] for _ in range(-(-len(places) // len(pool)))]
         chosen[places] = torch.cat([pool[:0], *rounds])[: len(places)]
-    drawn: Tensor = (X[chosen] - X.mean()) / X.std()
-    return drawn
+    return (X[chosen] - X.mean()) / X.std()
 
 
 def _shapes(y: Tensor, seed: int) -> Tensor:
@@ -80,4 +80,4 @@ def _shapes(y: Tensor, seed: int) -> Tensor:
     phase = 2 * torch.pi * torch.rand(y.shape, generator=draw)
     along = angle.cos()[:, None, None] * at[:, None] + angle.sin()[:, None, None] * at
     noise = torch.randn((len(y), 8, 8), generator=draw)
-    return ((1.5 * along + phase[:, None, None]).sin() + 0.3 * noise) / (0.5 + 0.3**2) ** 0.5
+    return ((1.5 * along + phase[:, None, None]).sin() + 0.3 * noise) / math.sqrt(0.5 + 0.3**2)
