@@ -80,7 +80,7 @@ def test_with_steps_it_is_ranked_and_the_page_and_the_json_say_the_same(fullrank
     assert made.steps == 2
     assert {row.variant for row in made.candidates} == {"residual-scale", "value-residual + rezero"}
     assert all(row.loss is not None for row in made.rows)
-    assert set(json.loads(found.stdout)) == {"schema", "steps", "about", "screened", "profiles", "notes"}
+    assert set(json.loads(found.stdout)) == {"schema", "steps", "about", "said", "screened", "profiles", "notes"}
 
 
 def test_ones_own_text_is_trained_on(fullrank, here, checkpoint):

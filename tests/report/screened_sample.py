@@ -19,8 +19,10 @@ def profile(name, *, keep=1.0, reference=None):
 
 def restored(after, *, before=0.98, reference=0.31):
     return (
-        Restored("similarity", "decoder, layer 12", before, after, reference, 0.0),
-        Restored("residual", "decoder, layer 12", math.sqrt(1 - before), math.sqrt(1 - after), 0.83, 1.0),
+        Restored("similarity", "decoder, layer 12", before, after, reference, 0.0, healthy="low", tolerance=0.04),
+        Restored(
+            "residual", "decoder, layer 12", math.sqrt(1 - before), math.sqrt(1 - after), 0.83, 1.0, healthy="high"
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """A screening: ranked by loss and by nothing else, not ranked without training, and nothing lost on the way."""
 
 import io
+import json
 import math
 from dataclasses import replace
 from itertools import permutations
@@ -65,25 +66,110 @@ def test_equal_losses_share_a_rank():
 # ---------------------------------------------------------------- what is restored
 
 
+LOW = {"healthy": "low", "tolerance": 0.04}
+
+
 @pytest.mark.parametrize(
     ("one", "target", "share"),
     [
-        (Restored("similarity", "", 0.9, 0.6, 0.3, 0.0), 0.3, 0.5),
-        (Restored("similarity", "", 0.9, 0.3, 0.3, 0.0), 0.3, 1.0),
-        (Restored("similarity", "", 0.9, 0.99, 0.3, 0.0), 0.3, -0.15),
-        (Restored("similarity", "", 0.9, 0.1, 0.6, 0.0), 0.6, 1.0),  # tokens that differ more than at initialisation
+        (Restored("similarity", "", 0.9, 0.6, 0.3, 0.0, **LOW), 0.3, 0.5),
+        (Restored("similarity", "", 0.9, 0.3, 0.3, 0.0, **LOW), 0.3, 1.0),
+        (Restored("similarity", "", 0.9, 0.99, 0.3, 0.0, **LOW), 0.3, -0.15),
+        (Restored("similarity", "", 0.9, 0.1, 0.6, 0.0, **LOW), 0.6, 1.0),  # tokens that differ more than they did
+        (Restored("similarity", "", 0.9, -0.4, 0.6, 0.0, **LOW), 0.6, 1.0),  # and more than independent ones
+        (Restored("similarity", "", 0.2, 0.1, 0.3, 0.0, **LOW), 0.3, None),  # nothing is missing
+        (Restored("similarity", "", 0.9, 0.45, 0.9, 0.0, **LOW), 0.0, 0.5),  # fresh weights stand at their reference
+        (Restored("similarity", "", 0.9, 0.45, None, 0.0, **LOW), 0.0, 0.5),
+        (Restored("similarity", "", 0.9, 0.45, 0.9, None, **LOW), None, None),
+        (Restored("similarity", "", 0.9, 0.45, 0.9, None, 0.0, **LOW), 0.0, 0.5),  # no null: the healthy end
+        (Restored("similarity", "", 0.9, None, 0.3, 0.0, **LOW), 0.3, None),
+        (Restored("similarity", "", None, 0.9, 0.3, None, **LOW), None, None),
+        (Restored("similarity", "", 0.06, 0.2, 0.03, 0.0, **LOW), 0.0, 1 - 0.2 / 0.06),
+        (Restored("residual", "", 0.2, 0.95, 0.6, 1.0, healthy="high"), 0.6, 1.0),
+        (Restored("residual", "", 0.95, 0.97, 0.6, 1.0, healthy="high"), 0.6, None),
         (Restored("rms", "", 9.0, 0.5, 1.0, None), 1.0, 1 - 0.5 / 8),
-        (Restored("similarity", "", 0.2, 0.1, 0.3, 0.0), 0.3, None),  # nothing is missing
-        (Restored("similarity", "", 0.9, 0.45, 0.9, 0.0), 0.0, 0.5),  # fresh weights stand where their reference does
-        (Restored("similarity", "", 0.9, 0.45, None, 0.0), 0.0, 0.5),
-        (Restored("similarity", "", 0.9, 0.45, 0.9, None), None, None),
-        (Restored("similarity", "", 0.9, None, 0.3, 0.0), 0.3, None),
-        (Restored("similarity", "", None, 0.9, 0.3, None), None, None),
+        (Restored("rms", "", 1e4, 1e2, 1.0, scale="log"), 1.0, 0.5),
+        (Restored("rms", "", 1e-4, 1e-2, 1.0, scale="log"), 1.0, 0.5),
+        (Restored("rms", "", 1e4, 1e-6, 1.0, scale="log"), 1.0, -0.5),  # beyond it, further than it was before it
+        (Restored("rms", "", 1.03, 9.0, 1.0, scale="log", tolerance=0.05), None, None),  # as at initialisation
+        (Restored("elasticity_ratio", "", 1e-4, 3.0, 1.0, scale="log", healthy="high"), 1.0, 1.0),
     ],
 )
 def test_how_much_of_the_way_a_number_came(one, target, share):
     assert one.target == target
     assert one.share == (None if share is None else pytest.approx(share))
+
+
+def test_what_vanished_to_nothing_is_no_number_of_order_one():
+    gone = Restored("rms", "", 1e4, 0.0, 1.0, scale="log")
+    assert gone.share < -5
+    assert Restored("rms", "", 0.0, 0.0, 1.0, scale="log").share == 0
+    assert Restored("rms", "", 0.0, 1.0, 1.0, scale="log").share == 1
+
+
+def test_noise_around_the_null_and_being_healthier_than_the_reference_are_no_failure():
+    """Tokens of a healthy model, similarity −.008, with .014 afterwards: there was nothing to restore."""
+    healthy = Restored("similarity", "", -0.008, 0.014, 0.028, 0.015, healthy="low", tolerance=0.04)
+    assert (healthy.share, healthy.missing) == (None, False)
+    made = Screening.of(
+        [BASE, Screened("x", restored=(healthy,)), Screened("y", restored=(replace(healthy, after=-0.05),))]
+    )
+    assert {row.group for row in made.candidates} == {"nothing to restore"}
+    assert "No candidate could be judged by its numbers" in made.said
+
+
+def of(metric, before, after, reference=None, **options):
+    return Restored(metric, "decoder, last layer", before, after, reference, **options)
+
+
+def test_the_failures_own_numbers_decide_and_likeness_does_not():
+    likeness = of("similarity", 0.9, 0.2, 0.2, healthy="low")
+    own = of("contrast_gain", 0.01, 0.02, end=1.0, healthy="high", failure="rank-collapse-width")
+    assert Screened("x", restored=(likeness,)).group == "restores"
+    assert Screened("x", restored=(own, likeness)).group == "does not restore"
+    assert Screened("x", restored=(replace(own, after=0.9), replace(likeness, after=0.99))).group == "restores"
+    alone = replace(own, end=None)
+    assert Screened("x", restored=(alone, likeness)).group == "no reference"
+    said = shown(Screening.of([BASE, Screened("x", restored=(alone, likeness))]), 140)
+    assert "no reference: the failure's own number has no reference" in " ".join(said.split())
+
+
+def test_the_failures_own_numbers_have_columns_of_their_own_and_their_targets_are_said():
+    own = of("max_logit", 200.0, 20.0, 10.0, scale="log", failure="numerics")
+    other = of("max_abs", 7e4, 30.0, 12.0, scale="log", failure="numerics")
+    likeness = of("similarity", 0.9, 0.2, 0.2, healthy="low")
+    row = Screened("x", restored=(own, other, likeness), identity_distance=0.5)
+    said = shown(Screening.of([replace(BASE, restored=row.restored), row]), 140)
+    assert "200 → 20.0" in said
+    assert "30.0" in said
+    assert "0.900 → 0.200" not in said
+    assert (
+        "before and after: max_logit, decoder, last layer, the number of numerics (own initialisation 10.0, should"
+        in said
+    )
+
+
+def test_what_could_not_be_read_or_failed_in_training_is_no_failure_to_restore():
+    lost = (of("similarity", 0.9, None, 0.2, healthy="low"), of("residual", 0.1, None, 0.9))
+    rows = {
+        "unseen": Screened("unseen", restored=lost, note="no token attention was seen."),
+        "blind": Screened("blind", stumbled="reading", note="could not be examined: it raised."),
+        "full": Screened(
+            "full", restored=restored(0.31), stumbled="training", note="failed in training: OutOfMemoryError"
+        ),
+        "no": Screened("no", failed=True),
+        "good": Screened("good", restored=restored(0.31)),
+    }
+    made = Screening.of([BASE, *rows.values()])
+    assert {row.variant: row.group for row in made.candidates} == {
+        "unseen": "could not be read",
+        "blind": "could not be read",
+        "full": "failed in training",
+        "no": "could not be applied",
+        "good": "restores",
+    }
+    assert "The one candidate restores the profile: good. 4 others could not be judged by their numbers." in made.said
+    assert "unseen: no token attention was seen." in " ".join(shown(made, 200).split())
 
 
 def test_groups_say_what_became_of_a_variant():
@@ -103,20 +189,65 @@ def test_groups_say_what_became_of_a_variant():
 
 def test_it_says_who_helps_and_whose_intervals_overlap():
     said = screening().said
-    assert "4 of 7 candidates are shown to help: residual-scale loses least, −1.07 [−1.14, −1.00]" in said
+    assert "4 of 6 candidates are shown to help: residual-scale loses least, −1.07 [−1.14, −1.00]" in said
     assert "intervals of rezero and center-attention overlap its own" in said
     assert "layer-scale" not in said
     assert "chance of 2.77" in said
+    assert "If none of 5 did anything, 0.125 of them would be expected to be shown to help all the same." in said
+    assert "1 other could not be trained." in said  # and is not counted among those that do not help
+
+
+def test_of_one_training_nothing_is_shown_to_help():
+    """The interval covers sequences; the luck of a training is not in it."""
+    rows = [
+        trained(BASE, 2.7, None),
+        trained(Screened("a"), 2.0, (-0.7, -0.8, -0.6)),
+        trained(Screened("b"), 2.9, (0.2, 0.1, 0.3)),
+    ]
+    several = Screening.of(rows, steps=9)
+    once = Screening.of([replace(r, change=r.change and replace(r.change, seeds=1)) for r in rows], steps=9)
+    assert [row.variant for row in several.helping] == ["a"]
+    assert once.helping == ()
+    assert [row.variant for row in once.losing_less] == ["a"]
+    assert "shown to help" in several.said
+    assert "shown to help" not in once.said
+    assert (
+        "In this one training a loses least of 2 candidates, −0.700 [−0.800, −0.600]; "
+        "--seeds 3 says whether it repeats." in once.said
+    )
+    alone = Screening.of([once.as_it_is, once["b"]], steps=9)
+    assert "In this one training the one candidate does not surely lose less" in alone.said
+
+
+def test_who_has_the_smallest_loss_is_not_passed_over_for_one_that_is_surer():
+    unsure, sure = trained(Screened("A"), 1.0, (-1.0, -2.5, 0.5)), trained(Screened("B"), 1.5, (-0.5, -0.6, -0.4))
+    made = Screening.of([trained(BASE, 2.0, None), unsure, sure], steps=9)
+    assert [made.rank(made[name]) for name in "AB"] == [1, 2]
+    assert (
+        "1 of 2 candidates is shown to help: A has the smallest loss, with an interval that holds 0; "
+        "of those that surely lose less B loses least, −0.500 [−0.600, −0.400]." in made.said
+    )
+
+
+def test_without_a_chance_the_start_is_what_is_not_got_below():
+    base = replace(trained(BASE, 1.9, None), trained=False)
+    said = Screening.of([base, trained(Screened("x"), 1.0, (-0.9, -1, -0.8))], steps=3).said
+    assert said.startswith("The model as it is does not get below its start: it ends at 1.90.")
+    assert "chance" not in said
 
 
 def test_what_loses_less_and_stays_at_chance_is_said_to():
     base = trained(BASE, 3.07, None)
     less, more = trained(Screened("rezero"), 3.03, (-0.04, -0.05, -0.03)), trained(Screened("b"), 2.2, (-0.9, -1, -0.8))
     stays = "at chance all the same: what helps to learn takes more steps to show."
-    assert f"It stays {stays}" in Screening.of([base, less], steps=4).said
-    assert f"They stay {stays}" in Screening.of([base, less, replace(less, variant="c")], steps=4).said
-    assert stays not in Screening.of([base, less, more], steps=4).said  # one of them learns
-    assert stays not in Screening.of([trained(BASE, 2.5, None), replace(more, trained=False)], steps=4).said
+
+    def said(*rows):
+        return Screening.of(rows, steps=4, about={"chance": 3.0}).said
+
+    assert f"It stays {stays}" in said(base, less)
+    assert f"They stay {stays}" in said(base, less, replace(less, variant="c"))
+    assert stays not in said(base, less, more)  # one of them learns
+    assert stays not in said(trained(BASE, 2.5, None), replace(more, trained=False))
 
 
 def test_where_none_helps_it_says_so():
@@ -125,7 +256,18 @@ def test_where_none_helps_it_says_so():
     made = Screening.of([trained(BASE, 2.7, None), worse, same], steps=150)
     assert made.helping == ()
     assert "None of the 2 candidates helps" in made.said
-    assert "None of the 1 candidate restores" in Screening.of([BASE, Screened("x", restored=restored(0.97))]).said
+    assert "The one candidate does not help" in Screening.of([trained(BASE, 2.7, None), worse], steps=150).said
+    assert "The one candidate does not restore" in Screening.of([BASE, Screened("x", restored=restored(0.97))]).said
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_where_there_is_no_candidate_none_is_counted(steps):
+    base = trained(BASE, 2.7, None) if steps else BASE
+    made = Screening.of([base], steps=steps)
+    assert "No candidate was tried." in made.said
+    assert "--steps" not in made.said
+    said = Screening.of([base, Screened("x", failed=True)], steps=steps).said
+    assert "The one candidate could not be" in said
 
 
 def test_of_one_number_nothing_is_shown():
@@ -135,7 +277,9 @@ def test_of_one_number_nothing_is_shown():
 
 
 def test_where_the_model_itself_diverges_what_trains_helps():
-    made = Screening.of([trained(BASE, math.inf, None), trained(Screened("x"), 2.0, None)], steps=150)
+    made = Screening.of(
+        [trained(BASE, math.inf, None), trained(Screened("x"), 2.0, None)], steps=150, about={"seeds": 3}
+    )
     assert [row.variant for row in made.helping] == ["x"]
     assert "diverges at every learning rate tried" in made.said
 
@@ -159,7 +303,7 @@ def test_the_table_holds_every_variant_with_na_where_there_is_nothing():
     frame = screening().restored
     assert len(frame) == 14
     row = frame[(frame.variant == "center-attention") & (frame.metric == "similarity")].iloc[0]
-    assert row.share == pytest.approx((0.98 - 0.35) / (0.98 - 0.31) - 2 * max(0, 0.31 - 0.35))
+    assert row.share == pytest.approx((0.98 - 0.35) / (0.98 - 0.31))
 
 
 @pytest.mark.parametrize("steps", [0, 150])
@@ -167,6 +311,31 @@ def test_json_and_files_bring_everything_back(steps, tmp_path):
     made = screening(steps=steps)
     assert Screening.from_json(made.to_json()) == made
     assert Screening.load(made.save_json(tmp_path / "screening.json")) == made
+
+
+def test_what_follows_from_the_rest_stands_in_the_json_and_is_not_read_back():
+    made = screening()
+    found = json.loads(made.to_json())
+    assert found["said"] == made.said
+    for row, line in zip(made.rows, found["screened"], strict=True):
+        assert (line["rank"], line["group"], line["idle"]) == (made.rank(row), row.group, row.idle)
+        assert line["share"] == row.share
+        assert [one["target"] for one in line["restored"]] == [one.target for one in row.restored]
+        line |= {"rank": 99, "group": "restores", "share": 7.0, "idle": True}
+        for one in line["restored"]:
+            one |= {"target": 3.0, "share": 7.0}
+    found["said"] = "Nothing."
+    assert Screening.from_json(json.dumps(found)) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("profiles", []), ("about", []), ("notes", "none"), ("steps", "9"), ("profiles", None)]
+)
+def test_parts_of_another_type_are_refused_in_one_sentence(name, value):
+    found = json.loads(screening(steps=0).to_json()) | {name: value}
+    with pytest.raises(TableError, match=f"{name} of the screening is of type {type(value).__name__}") as refused:
+        Screening.from_json(json.dumps(found))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"screened": [], "schema": 9}', '{"screened": [3], "schema": 1}'])

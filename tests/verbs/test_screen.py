@@ -1,6 +1,7 @@
 """screen: candidates, groups and ranks, the same start for all, and a model that is returned as it came."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import fullrank
 from fullrank.errors import FullrankError, RemedyError, TrialError
+from fullrank.metrics import VOCABULARY
 from fullrank.remedies import CATALOGUE
 from fullrank.remedies.candidates import candidates_for
 from fullrank.report import Screening
 from fullrank.trials import RECOMMENDATIONS
+from fullrank.verbs.restored import _BY_FAILURE, _SCALES
+from fullrank.verbs.screen_arguments import joined
 from fullrank.zoo import Transformer, TransformerConfig
 from untouched import changes, everything
 
@@ -105,24 +109,57 @@ def forwards():
     return -model.left
 
 
-def test_what_fails_in_the_middle_of_a_candidate_is_noted_and_undone(forwards, stir):
-    model = Stumbling(zoo(depth=1), forwards, TrialError)  # in its last forward, that of judging the candidate
+@pytest.mark.parametrize("error", [TrialError, RuntimeError, torch.OutOfMemoryError, MemoryError])
+def test_what_fails_in_the_training_of_a_candidate_is_noted_and_undone_and_the_others_go_on(forwards, stir, error):
+    model = Stumbling(zoo(depth=1), forwards, error)  # in its last forward, that of judging the candidate
     before = stir(model)
-    made = fullrank.screen(model, BATCH, remedies=["attn-scale?start=0.5"], **FAST)
+    made = fullrank.screen(model, BATCH, remedies=["attn-scale?start=0.5", "residual-scale"], **FAST)
     row = made["attn-scale?start=0.5"]
-    assert (row.failed, row.note) == (True, "the forward stumbled")
-    assert made.rank(made.as_it_is) == 1
+    assert (row.failed, row.stumbled, row.group, row.loss) == (False, "training", "failed in training", None)
+    kind = "" if error is TrialError else f"{error.__name__}: "
+    assert row.note == f"failed in training: {kind}the forward stumbled"
+    assert row.restored[0].after is not None  # it was examined before
+    assert made["residual-scale"].loss is not None
+    assert made.rank(row) is None
+    assert "1 other could not be trained" in made.said
     assert [what for what in touched(before, model) if what != "attributes"] == []
 
 
 def test_the_model_comes_back_bit_for_bit_wherever_a_forward_raises(forwards, stir):
+    """As it is nothing can be said without it; of a candidate it is noted where it was."""
     assert forwards > 12
+    remedies, places = ["attn-scale?start=0.5"], set()
     for share in (0.05, 0.4, 0.6, 0.8, 1.0):  # of examining and training as it is, of applying, of both again
         model = Stumbling(zoo(depth=1), round(share * forwards))
         before = stir(model)
-        with pytest.raises(RuntimeError, match="the forward stumbled"):
-            fullrank.screen(model, BATCH, remedies=["attn-scale?start=0.5"], **FAST)
+        try:
+            row = fullrank.screen(model, BATCH, remedies=remedies, **FAST)[remedies[0]]
+        except RuntimeError as reason:
+            assert str(reason) == "the forward stumbled"
+            places.add("as it is")
+        else:
+            assert "the forward stumbled" in row.note
+            places.add("applying" if row.failed else row.stumbled)
         assert [what for what in touched(before, model) if what != "attributes"] == [], share
+    assert places >= {"as it is", "training"}
+
+
+def test_an_interrupt_in_the_training_of_a_candidate_passes_and_the_model_is_as_it_was(forwards, stir):
+    model = Stumbling(zoo(depth=1), forwards, KeyboardInterrupt)
+    before = stir(model)
+    with pytest.raises(KeyboardInterrupt):
+        fullrank.screen(model, BATCH, remedies=["attn-scale?start=0.5"], **FAST)
+    assert [what for what in touched(before, model) if what != "attributes"] == []
+
+
+def test_a_candidate_under_which_no_attention_is_seen_could_not_be_read_and_the_reason_is_its_reports(stir):
+    model = zoo()
+    made = fullrank.screen(model, BATCH, remedies=["softpick", "residual-scale"])
+    row = made["softpick"]
+    assert row.group == "could not be read"
+    assert all(one.after is None for one in row.restored)
+    assert "no token attention was seen" in row.note
+    assert made["residual-scale"].note == ""
 
 
 def test_an_interrupt_in_the_middle_of_a_candidate_leaves_nothing_behind(stir):
@@ -193,12 +230,34 @@ def test_without_steps_it_is_grouped_and_not_ranked(deep):
     assert made.helping == ()
 
 
-def test_a_remedy_that_does_nothing_says_so_and_one_that_empties_the_blocks_is_next_to_the_identity():
-    made = fullrank.screen(zoo(), BATCH, remedies=["attn-scale", "rezero"])
+def test_a_remedy_that_does_nothing_says_so_and_one_that_empties_the_blocks_is_next_to_the_identity(deep):
+    model, _, _ = deep
+    made = fullrank.screen(model, BATCH, remedies=["attn-scale", "rezero"])
     assert made["attn-scale"].group == "shows only in training"
     assert made["rezero"].idle
     assert made["rezero"].identity_distance < 0.01 < made.as_it_is.identity_distance
-    assert "With rezero the network does next to nothing" in made.said or made["rezero"].group != "restores"
+    assert made["rezero"].group == "restores"  # every profile, as it does nothing
+    assert "With rezero the network does next to nothing, which restores every profile." in made.said
+
+
+def test_the_failures_own_numbers_come_first_and_decide(deep):
+    _, report, made = deep
+    gravest = max(report.verdicts, key=lambda one: one.severity.rank)
+    for row in made.candidates:
+        assert not row.restored or row.restored[0].failure == gravest.name
+        assert row.deciding == tuple(one for one in row.restored if one.failure)
+    assert all(one.metric in VOCABULARY for one in made.as_it_is.restored)
+
+
+@pytest.mark.parametrize("metric", sorted({metric for rows in _BY_FAILURE.values() for metric, *_ in rows}))
+def test_every_number_says_which_end_is_healthy_within_its_range(metric):
+    low, high = VOCABULARY[metric].range
+    scale = _SCALES[metric]
+    assert 0 < scale.tolerance(metric) <= 0.05
+    assert scale.end is None or low <= scale.end <= high
+    assert scale.scale == "linear" or (low, high) in {(0.0, math.inf), (1.0, math.inf), (-math.inf, math.inf)}
+    assert scale.healthy != "low" or scale.end != high
+    assert scale.healthy != "high" or scale.end != low
 
 
 def test_the_same_seeds_and_order_for_all_so_that_what_does_nothing_differs_by_nothing():
@@ -317,16 +376,51 @@ def test_what_it_is_about_and_what_is_kept():
         (TrialError, {"recommendations": ["tea"], "steps": 2}, "there is no recommendation 'tea'"),
         (TrialError, {"data": [], "steps": 2}, "data is empty"),
         (TrialError, {"rates": (0.0,), "steps": 2}, "expected different positive numbers"),
+        (TrialError, {"rates": 1e-3, "steps": 2}, "rates=0.001 is no list; write it as rates=(1e-3, 3e-3)."),
+        (TrialError, {"rates": (), "steps": 2}, "rates is empty"),
+        (TrialError, {"rates": (1e-3, "fast"), "steps": 2}, "expected different positive numbers"),
+        (TrialError, {"seeds": 3, "steps": 2}, "seeds=3 is no list; write it as seeds=(0, 1, 2)."),
+        (TrialError, {"seeds": (), "steps": 2}, "seeds is empty"),
+        (TrialError, {"seeds": (1, 1), "steps": 2}, "hold one twice"),
+        (TrialError, {"seeds": (0.5,), "steps": 2}, "seeds=0.5 is no whole number"),
+        (TrialError, {"steps": 2.5}, "steps=2.5 is no whole number; 0 trains nothing."),
+        (TrialError, {"steps": True}, "steps=True is no whole number"),
+        (TrialError, {"size": 0, "steps": 2}, "size=0 must not be below 1."),
+        (TrialError, {"recommendations": "tea", "steps": 2}, "there is no recommendation 'tea'"),
+        (RemedyError, {"remedies": []}, "remedies= names none; leave it out"),
+        (RemedyError, {"remedies": {}}, "remedies= names none; leave it out"),
+        (RemedyError, {"remedies": 3}, "remedies= takes a name, a list of names or a mapping"),
+        (RemedyError, {"remedies": [3]}, "a remedy is named by text, and int was given"),
+        (RemedyError, {"remedies": {"attn-scale": 3}}, "names no remedy with a mapping of its parameters"),
     ],
 )
 def test_bad_input_is_one_sentence_and_the_model_untouched(kind, options, says, stir):
     model = zoo(depth=1)
     before = stir(model)
-    with pytest.raises(kind, match=says.replace("(", r"\(")) as caught:
-        fullrank.screen(model, BATCH, **options)
+    with pytest.raises(kind, match=re.escape(says)) as caught:
+        fullrank.screen(Stumbling(model, 1) if "data" not in options else model, BATCH, **options)  # before any forward
     assert isinstance(caught.value, FullrankError)
     assert "\n" not in str(caught.value)
     assert touched(before, model) == []
+
+
+def test_a_plus_joins_names_and_is_left_alone_in_numbers():
+    assert [str(one) for one in joined("residual-scale?alpha=1e+0")] == ["residual-scale"]
+    assert joined("residual-scale?alpha=5e-1")[0].parameters["alpha"] == 0.5
+    assert joined("residual-scale?alpha=+0.5")[0].parameters["alpha"] == 0.5
+    two = joined("residual-scale?alpha=2e+0+rezero")
+    assert [one.remedy.name for one in two] == ["residual-scale", "rezero"]
+    assert two[0].parameters["alpha"] == 2
+
+
+def test_remedies_are_named_as_in_repair():
+    alone = fullrank.screen(zoo(depth=1), BATCH, remedies="residual-scale?alpha=5e-1")
+    given = fullrank.screen(zoo(depth=1), BATCH, remedies={"residual-scale": {"alpha": 0.5}, "rezero": {}})
+    assert [row.variant for row in alone.candidates] == ["residual-scale?alpha=5e-1"]
+    assert {row.variant for row in given.candidates} == {"residual-scale?alpha=0.5", "rezero"}
+    assert alone.candidates[0].restored == given["residual-scale?alpha=0.5"].restored
+    made = fullrank.screen(zoo(depth=1), BATCH, remedies="rezero", recommendations="warm-up", **FAST)
+    assert {row.variant for row in made.candidates} == {"rezero", "warm-up"}
 
 
 def test_what_is_no_model_is_refused():

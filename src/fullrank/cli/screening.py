@@ -12,11 +12,11 @@ import typer
 from fullrank.cli.options import Feeding, Loading, Looking
 from fullrank.cli.progress import progress
 from fullrank.errors import TrialError
-from fullrank.remedies import asked_for
 from fullrank.spec import Subject
 from fullrank.spec.quiet import quiet
 from fullrank.verbs.load_repaired import loaded
 from fullrank.verbs.screen import screen
+from fullrank.verbs.screen_arguments import joined
 
 __all__ = ["numbers", "run"]
 
@@ -58,7 +58,7 @@ def run(
         TrialError: for options of training without steps, or texts to train on that were not given.
     """
     for name in remedies:
-        asked_for([part.strip() for part in name.split("+")], {})  # before anything is loaded
+        joined(name)  # before anything is loaded
     if not steps and (own_data or recommendations or rates or seeds > 1):
         raise TrialError("--on-data, --recommendations, --rates and --seeds are of training: give --steps too.")
     if own_data and feeding.text is None and feeding.data is None:

@@ -6,19 +6,32 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-__all__ = ["AS_IT_IS", "GROUPS", "Group", "Kind", "LossChange", "Restored", "Screened"]
+__all__ = ["AS_IT_IS", "GROUPS", "Group", "Healthy", "Kind", "LossChange", "Restored", "Scale", "Screened"]
 
 Kind = Literal["as it is", "remedy", "recommendation"]
-Group = Literal["as it is", "restores", "does not restore", "shows only in training", "could not be applied"]
+Healthy = Literal["low", "high", "both"]
+Scale = Literal["linear", "log"]
+Group = Literal[
+    "as it is",
+    "restores",
+    "does not restore",
+    "nothing to restore",
+    "no reference",
+    "shows only in training",
+    "could not be read",
+    "failed in training",
+    "could not be applied",
+]
 
 AS_IT_IS: Literal["as it is"] = "as it is"
-GROUPS: tuple[Group, ...] = (AS_IT_IS, "restores", "does not restore", "shows only in training", "could not be applied")
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 _HALF = 0.5  # of the way from what it was to where it should be
-_ALIKE = 0.02  # of the larger of the two: the model stands where its reference does
 _IDLE = 0.05  # of a block's input: what its blocks add, less being doing nothing
+_SAME = 1e-4  # of a number: rounding of a function that stayed as it is
+_TINY = 1.2e-38  # the smallest normal number of 32 bits: 0 has a logarithm too, a bad one
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,11 @@ class Restored:
         after: with the variant in force; None where it could not be read.
         reference: of the same architecture at its own initialisation; None where none was drawn.
         null: of tokens that have nothing in common; None where that is not known.
+        end: the healthy end of the metric, where the vocabulary states one.
+        healthy: on which side of the target it is no worse; `both` where neither is.
+        scale: whether differences count, or ratios.
+        tolerance: a difference that is none, in that scale: of logarithms where ratios count.
+        failure: whose own number it is; empty for what is compared besides.
     """
 
     metric: str
@@ -40,28 +58,58 @@ class Restored:
     after: float | None
     reference: float | None = None
     null: float | None = None
+    end: float | None = None
+    healthy: Healthy = "both"
+    scale: Scale = "linear"
+    tolerance: float = 0.02
+    failure: str = ""
 
     @property
     def target(self) -> float | None:
-        """Where it should be: the reference, or the null where there is none or the model stands there already."""
+        """Where it should be: the reference; where there is none or the model stands there already, the null or end."""
+        other = self.end if self.null is None else self.null
         if self.before is None or self.reference is None:
-            return self.null
-        alike = abs(self.before - self.reference) <= _ALIKE * max(abs(self.before), abs(self.reference))
-        return self.null if alike else self.reference
+            return other
+        alike = abs(self._on_scale(self.before) - self._on_scale(self.reference)) <= self.tolerance
+        return other if alike else self.reference
 
     @property
     def share(self) -> float | None:
         """How much of the way from `before` to `target` it came: 1 all of it, 0 none, below 0 further away.
 
-        Between the target and the null is no further away: tokens that differ more than at initialisation are no worse.
-        None where there is no way to go, or nothing to compare with.
+        Beyond the target on the healthy side is no way at all: tokens that differ more than at initialisation are no
+        worse. None where there is no way to go, or nothing to compare with.
         """
+        way, left = self._way(self.before), self._way(self.after)
+        return None if way is None or left is None or way <= self.tolerance else 1 - left / way
+
+    @property
+    def missing(self) -> bool | None:
+        """Whether the model as it is stands away from the target; None where there is no target."""
+        way = self._way(self.before)
+        return None if way is None else way > self.tolerance
+
+    @property
+    def moved(self) -> bool:
+        """Whether it is another number than before, by more than rounding."""
+        if self.before is None or self.after is None:
+            return self.before is not self.after
+        return not math.isclose(self.before, self.after, rel_tol=_SAME)
+
+    def to_record(self) -> dict[str, Any]:
+        """In plain values, with what follows from them."""
+        return asdict(self) | {"target": self.target, "share": self.share}
+
+    def _way(self, value: float | None) -> float | None:
+        """How far a value is from the target, on the side that is not healthy."""
         target = self.target
-        if self.before is None or self.after is None or target is None or math.isnan(self.after):
+        if value is None or target is None or math.isnan(value):
             return None
-        ends = sorted((target, target if self.null is None else self.null))
-        way, left = (max(ends[0] - value, 0.0, value - ends[1]) for value in (self.before, self.after))
-        return None if way <= _ALIKE * max(abs(self.before), abs(target)) else 1 - left / way
+        beyond = self._on_scale(value) - self._on_scale(target)
+        return {"low": max(0.0, beyond), "high": max(0.0, -beyond), "both": abs(beyond)}[self.healthy]
+
+    def _on_scale(self, value: float) -> float:
+        return math.log(max(value, _TINY)) if self.scale == "log" else value
 
 
 @dataclass(frozen=True)
@@ -109,6 +157,7 @@ class Screened:
         seconds_ratio: time of a step over that of the model as it is.
         note: what to know, such as why it could not be applied or trained.
         failed: whether it could not be applied.
+        stumbled: where it failed once it was applied: while it was read, or in training; empty where it did not.
     """
 
     variant: str
@@ -126,11 +175,17 @@ class Screened:
     seconds_ratio: float | None = None
     note: str = ""
     failed: bool = False
+    stumbled: Literal["", "reading", "training"] = ""
+
+    @property
+    def deciding(self) -> tuple[Restored, ...]:
+        """The numbers that say whether it restores: the failures' own; where no failure is named, all."""
+        return tuple(one for one in self.restored if one.failure) or self.restored
 
     @property
     def share(self) -> float | None:
-        """Median share of the way that its numbers came; None where there is none to come."""
-        shares = [share for one in self.restored if (share := one.share) is not None]
+        """Median share of the way that the deciding numbers came; None where there is none to come."""
+        shares = [share for one in self.deciding if (share := one.share) is not None]
         return median(shares) if shares else None
 
     @property
@@ -145,18 +200,33 @@ class Screened:
             return "could not be applied"
         if self.kind == AS_IT_IS:
             return AS_IT_IS
-        if not self.restored or all(one.after == one.before for one in self.restored):
+        if self.stumbled == "training":
+            return "failed in training"
+        if self.stumbled == "reading" or (self.deciding and all(one.after is None for one in self.deciding)):
+            return "could not be read"
+        if not any(one.moved for one in self.restored):
             return "shows only in training"
-        return "restores" if self.share is not None and self.share >= _HALF else "does not restore"
+        if self.share is not None:
+            return "restores" if self.share >= _HALF else "does not restore"
+        missing = {one.missing for one in self.deciding if one.before is not None}
+        if True in missing:  # and none of these could be read afterwards
+            return "could not be read"
+        return "nothing to restore" if False in missing else "no reference"
 
     def to_record(self) -> dict[str, Any]:
-        """In dicts, lists and plain values."""
-        return asdict(self)
+        """In dicts, lists and plain values, with what follows from them: `from_record` passes that over."""
+        derived = {"group": self.group, "share": self.share, "idle": self.idle}
+        return asdict(self) | {"restored": [one.to_record() for one in self.restored]} | derived
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Screened:
         """What `to_record` gave."""
-        given = {one.name: record[one.name] for one in fields(cls) if one.name in record}
-        given["restored"] = tuple(Restored(**one) for one in record.get("restored") or ())
-        given["change"] = None if record.get("change") is None else LossChange(**record["change"])
+        given = _known(cls, record)
+        given["restored"] = tuple(Restored(**_known(Restored, one)) for one in record.get("restored") or ())
+        change = record.get("change")
+        given["change"] = None if change is None else LossChange(**_known(LossChange, change))
         return cls(**given)
+
+
+def _known(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    return {one.name: record[one.name] for one in fields(kind) if one.name in record}

@@ -113,8 +113,19 @@ class Screening:
         return tuple(row for row in self.rows if row.kind != AS_IT_IS)
 
     @property
-    def helping(self) -> tuple[Screened, ...]:
-        """Candidates that surely lose less than the model as it is, or train where that diverged; none untrained."""
+    def seeds(self) -> int:
+        """How many trainings of each there were; 1 where that is not known, 0 without training."""
+        known = self.about.get("seeds")
+        said = [len(known) if isinstance(known, list) else known] if isinstance(known, int | list) else []
+        found = [row.change.seeds for row in self.rows if row.change is not None]
+        return max([1, *found, *said]) if self.ranked else 0
+
+    @property
+    def losing_less(self) -> tuple[Screened, ...]:
+        """Candidates whose interval lies below 0, or that train where the model as it is diverged.
+
+        Of one seed the interval covers held-out sequences alone: another training may end otherwise.
+        """
         if not self.ranked:
             return ()
         lost = self.as_it_is.loss is not None and math.isinf(self.as_it_is.loss)
@@ -123,6 +134,11 @@ class Screening:
             for row in self.candidates
             if (row.change is not None and row.change.shown and row.change.mean < 0) or (lost and bool(row.trained))
         )
+
+    @property
+    def helping(self) -> tuple[Screened, ...]:
+        """Of `losing_less` those that several trainings show to help; none where there was one of each."""
+        return self.losing_less if self.seeds > 1 else ()
 
     def rank(self, row: Screened) -> int | None:
         """Its place by loss, from 1; None where nothing was trained, or it was not or diverged."""
@@ -203,13 +219,21 @@ class Screening:
         return as_figure(differences(self) if metric is None else profiles(self, metric))
 
     def to_json(self) -> str:
-        """One JSON document, with the reports of the profiles in it."""
+        """One JSON document, with the reports of the profiles in it.
+
+        What follows from the rest stands in it for other programs and is not read back: `said`, of every row `rank`,
+        `group`, `share` and `idle`, of every number `target` and `share`.
+
+        Returns:
+            The text.
+        """
         return document.dumps(
             {
                 "schema": SCHEMA_VERSION,
                 "steps": self.steps,
                 "about": document.encoded(self.about),
-                "screened": [document.encoded(row.to_record()) for row in self.rows],
+                "said": self.said,
+                "screened": [document.encoded(row.to_record() | {"rank": self.rank(row)}) for row in self.rows],
                 "profiles": {name: document.content(report) for name, report in self.profiles.items()},
                 "notes": list(self.notes),
             }
@@ -230,16 +254,22 @@ class Screening:
             raise TableError("this is no fullrank screening: there is no list 'screened'.")
         if found.get("schema") != SCHEMA_VERSION:
             raise TableError(f"schema version {found.get('schema')!r} found; this fullrank reads {SCHEMA_VERSION}.")
+        kinds: list[tuple[str, type, Any]] = [("steps", int, 0), ("about", dict, {}), ("profiles", dict, {})]
+        for name, kind, missing in [*kinds, ("notes", list, [])]:
+            if not isinstance(found.setdefault(name, missing), kind):
+                raise TableError(
+                    f"{name} of the screening is of type {type(found[name]).__name__}, not {kind.__name__}."
+                )
         try:
             rows = [Screened.from_record(document.decoded(one)) for one in found["screened"]]
         except (TypeError, AttributeError) as reason:
             raise TableError(f"a row of the screening cannot be read: {reason}.") from None
         return cls.of(
             rows,
-            steps=int(found.get("steps", 0)),
-            about=document.decoded(found.get("about", {})),
-            profiles={name: Report.from_content(one) for name, one in found.get("profiles", {}).items()},
-            notes=[str(note) for note in found.get("notes", [])],
+            steps=found["steps"],
+            about=document.decoded(found["about"]),
+            profiles={name: Report.from_content(one) for name, one in found["profiles"].items()},
+            notes=[str(note) for note in found["notes"]],
         )
 
     def save_json(self, path: str | os.PathLike[str]) -> Path:

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from fullrank.report.screened import Screened
     from fullrank.report.screening import Screening
 
-__all__ = ["MEANINGS", "Column", "change_words", "columns", "said"]
+__all__ = ["MEANINGS", "Column", "change_words", "columns", "number_columns", "said"]
 
 MEANINGS = {
     "restores": "its numbers came at least half of the way to where they should be",
     "does not restore": "its numbers came less than half of the way, or went away from there",
+    "nothing to restore": "its numbers stood where they should be before",
+    "no reference": "the failure's own number has no reference, so that nothing says where it should be",
     "shows only in training": "nothing changes before the first step",
+    "could not be read": "it was applied, and its numbers were not there afterwards",
+    "failed in training": "it was applied, and the training stopped with an error",
     "could not be applied": "the model is untouched",
 }
+_NUMBERS = 3  # of the failures, in columns of their own
+_BY_CHANCE = 0.025  # of variants that do nothing: their 95 % interval lies below 0
 
 
 def said(screening: Screening) -> str:
@@ -35,29 +41,75 @@ def said(screening: Screening) -> str:
 
 
 def _trained(screening: Screening) -> str:
-    count = len(screening.candidates)
-    base = screening.as_it_is
-    chance = screening.about.get("chance")
-    parts = []
+    parts = [*_base(screening)]
+    compared = [row for row in screening.candidates if row.loss is not None]
+    if not compared:
+        return " ".join([*parts, _none(screening, "trained")])
+    better = screening.losing_less
+    once = screening.seeds < 2
+    if better:
+        parts.extend(_better(screening, better, len(compared), once=once))
+    elif once:
+        one = "the one candidate does not surely lose" if len(compared) == 1 else "no candidate surely loses"
+        parts.append(f"In this one training {one} less than the model as it is; --seeds 3 says whether it repeats.")
+    elif len(compared) == 1:
+        parts.append("The one candidate does not help: no smaller loss than its own was shown.")
+    else:
+        parts.append(f"None of the {len(compared)} candidates helps: no smaller loss than its own was shown.")
+    return " ".join([*parts, *_left_out(screening, len(compared), "trained")])
+
+
+def _base(screening: Screening) -> list[str]:
+    """What became of the model as it is, where that is not well."""
+    base, chance = screening.as_it_is, screening.about.get("chance")
     if base.loss is not None and math.isinf(base.loss):
-        parts.append("The model as it is diverges at every learning rate tried.")
-    elif base.trained is False:
-        at = f" of {number(float(chance))}" if chance is not None else ""
-        parts.append(f"The model as it is does not come away from chance{at}: it ends at {number(base.loss)}.")
-    helping = screening.helping
-    if not helping:
-        return " ".join([*parts, f"None of the {_candidates(count)} helps: no smaller loss than its own was shown."])
-    first = min(helping, key=lambda row: math.inf if row.loss is None else row.loss)
+        return ["The model as it is diverges at every learning rate tried."]
+    if base.trained is not False:
+        return []
+    where = "get below its start" if chance is None else f"come away from chance of {number(float(chance))}"
+    return [f"The model as it is does not {where}: it ends at {number(base.loss)}."]
+
+
+def _better(screening: Screening, better: Sequence[Screened], count: int, *, once: bool) -> list[str]:
+    """Who loses less, and how sure that is."""
+    first = min(better, key=_loss)
+    least = min(screening.candidates, key=_loss)
     words = "trains" if first.change is None else f"loses least, {change_words(first)}"
-    parts.append(f"{len(helping)} of {_candidates(count)} {_verb(helping)} help: {first.variant} {words}.")
-    close = [row.variant for row in helping if row is not first and _overlap(row, first)]
+    ahead = ""
+    if _loss(least) < _loss(first):
+        unsure = "an interval that holds 0" if least.change and least.change.low is not None else "no interval"
+        ahead = f"{least.variant} has the smallest loss, with {unsure}; of those that surely lose less "
+    if once:
+        name = f"{ahead}{first.variant}"
+        of = "" if count == 1 or first.change is None else f" of {count} candidates"
+        words = "trains" if first.change is None else f"loses least{of}, {change_words(first)}"
+        if count == 1 and first.change is not None:
+            words = f"loses less, {change_words(first)}"
+        parts = [f"In this one training {name} {words}; --seeds 3 says whether it repeats."]
+    elif count == 1:
+        words = words.replace("loses least", "loses less")
+        parts = [f"The one candidate is shown to help: {first.variant} {words}."]
+    else:
+        parts = [f"{len(better)} of {count} candidates {_verb(better)} help: {ahead}{first.variant} {words}."]
+    close = [row.variant for row in better if row is not first and _overlap(row, first)]
     if close:
         words = "interval of {} overlaps" if len(close) == 1 else "intervals of {} overlap"
         parts.append(f"The {words.format(_listed(close))} its own.")
-    if base.trained is False and not any(row.trained for row in helping):
-        stays = "It stays" if len(helping) == 1 else "They stay"
-        parts.append(f"{stays} at chance all the same: what helps to learn takes more steps to show.")
-    return " ".join(parts)
+    tested = sum(row.change is not None and row.change.low is not None for row in screening.candidates)
+    if not once and tested > 1:
+        luck = number(_BY_CHANCE * tested)
+        parts.append(
+            f"If none of {tested} did anything, {luck} of them would be expected to be shown to help all the same."
+        )
+    if screening.as_it_is.trained is False and not any(row.trained for row in better):
+        stays = "It stays" if len(better) == 1 else "They stay"
+        where = "above the start" if screening.about.get("chance") is None else "at chance"
+        parts.append(f"{stays} {where} all the same: what helps to learn takes more steps to show.")
+    return parts
+
+
+def _loss(row: Screened) -> float:
+    return math.inf if row.loss is None else row.loss
 
 
 def _overlap(one: Screened, other: Screened) -> bool:
@@ -68,23 +120,43 @@ def _overlap(one: Screened, other: Screened) -> bool:
 
 def _untrained(screening: Screening) -> str:
     groups = screening.groups()
-    count = len(screening.candidates)
     restoring = groups.get("restores", ())
-    if not restoring:
-        parts = [f"None of the {_candidates(count)} restores the profile."]
-    else:
+    judged = len(restoring) + len(groups.get("does not restore", ()))
+    if not judged:
+        parts = [_none(screening, "judged by its numbers")]
+    elif restoring:
         names = _listed([row.variant for row in restoring])
-        verb = _verb(restoring, "restores", "restore")
-        parts = [f"{len(restoring)} of {_candidates(count)} {verb} the profile: {names}."]
+        if judged == 1:
+            parts = [f"The one candidate restores the profile: {names}."]
+        else:
+            verb = _verb(restoring, "restores", "restore")
+            parts = [f"{len(restoring)} of {judged} candidates {verb} the profile: {names}."]
+    else:
+        none = "The one candidate does not restore" if judged == 1 else f"None of the {judged} candidates restores"
+        parts = [f"{none} the profile."]
+    parts.extend(_left_out(screening, judged, "judged by their numbers"))
     idle = [row.variant for row in restoring if row.idle]
     if idle:
         parts.append(f"With {_listed(idle)} the network does next to nothing, which restores every profile.")
-    parts.append("Nothing was trained, so that nothing is ranked; --steps 150 trains each and ranks by loss.")
+    tail = "--steps 150 trains each and ranks by loss." if screening.candidates else ""
+    parts.append("Nothing was trained, so that nothing is ranked" + (f"; {tail}" if tail else "."))
     return " ".join(parts)
 
 
-def _candidates(count: int) -> str:
-    return "1 candidate" if count == 1 else f"{count} candidates"
+def _none(screening: Screening, done: str) -> str:
+    """That no candidate is left of which anything could be said."""
+    count = len(screening.candidates)
+    if not count:
+        return "No candidate was tried."
+    return f"The one candidate could not be {done}." if count == 1 else f"No candidate could be {done}."
+
+
+def _left_out(screening: Screening, count: int, done: str) -> list[str]:
+    """How many candidates stand beside the others, which are not counted as if they did not help."""
+    left = len(screening.candidates) - count
+    if not left or not count:
+        return []
+    return [f"{left} other{'' if left == 1 else 's'} could not be {done}."]
 
 
 def _verb(rows: Sequence[Screened], one: str = "is shown to", many: str = "are shown to") -> str:
@@ -143,6 +215,35 @@ def columns(screening: Screening) -> list[Column]:
     return [one for one in found if any(one.words(row) != MISSING for row in screening.rows)]
 
 
+def number_columns(screening: Screening) -> list[Column]:
+    """A column for each of the numbers that decide, the first of the gravest failure first.
+
+    Args:
+        screening: whose numbers are listed.
+
+    Returns:
+        At most three, or one where no failure is named.
+    """
+    first = next((row for row in screening.rows if row.restored), None)
+    if first is None:
+        return []
+    own = [index for index, one in enumerate(first.restored) if one.failure][:_NUMBERS] or [0]
+    return [
+        Column(
+            f"restored {index}",
+            f"{first.restored[index].metric.replace('_', ' ')} before → after",
+            _at(index),
+            15,
+            False,
+        )
+        for index in own
+    ]
+
+
+def _at(index: int) -> Callable[[Screened], str]:
+    return lambda row: restored_words(row, index)
+
+
 def signed(value: float) -> str:
     """A difference with its sign."""
     return number(value) if value < 0 else f"+{number(value)}"
@@ -169,12 +270,12 @@ def rate_words(rate: float | None) -> str:
     return MISSING if rate is None else f"{rate:.1e}".replace("e-0", "e−").replace("e-", "e−").replace(".0e", "e")
 
 
-def restored_words(row: Screened) -> str:
-    """The first number before and after: `0.990 → 0.310`."""
-    if not row.restored:
+def restored_words(row: Screened, index: int = 0) -> str:
+    """A number before and after: `0.990 → 0.310`."""
+    if len(row.restored) <= index:
         return MISSING
-    first = row.restored[0]
-    return f"{number(first.before)} → {number(first.after)}"
+    one = row.restored[index]
+    return f"{number(one.before)} → {number(one.after)}"
 
 
 def count_words(count: int | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
-from fullrank.report.screening_words import MEANINGS, Column, columns
+from fullrank.report.screening_words import MEANINGS, Column, columns, number_columns
 from fullrank.report.terminal import next_steps, noted
 from fullrank.report.terminal_prediction import plain_words
 from fullrank.report.wording import number
@@ -68,26 +68,48 @@ def _first_number(screening: Screening, shown: Set[str], plain: Callable[[str], 
     """Of the columns that are shown: which number before → after is, where it should be, and what a distance says."""
     from rich.text import Text
 
-    first = next((row.restored[0] for row in screening.rows if row.restored), None)
-    if first is not None and "restored" in shown:
-        beside = [("own initialisation", first.reference), ("null", first.null)]
-        known = ", ".join(f"{name} {number(value)}" for name, value in beside if value is not None)
-        said = f"before and after: {first.metric}, {first.place}" + (f" ({known})" if known else "")
-        yield Text(plain(f"\n{said}"), style="dim", overflow="fold")
+    numbers = next((row.restored for row in screening.rows if row.restored), ())
+    for index, one in enumerate(numbers):
+        if f"restored {index}" not in shown:
+            continue
+        known = [("own initialisation", one.reference), ("null", one.null)]
+        beside = [f"{name} {number(value)}" for name, value in known if value is not None]
+        beside += [f"should be {number(one.target)}" if one.target is not None else "no reference"]
+        own = f", the number of {one.failure}" if one.failure else ""
+        said = f"before and after: {one.metric}, {one.place}{own} ({', '.join(beside)})"
+        yield Text(plain(f"\n{said}" if index == min(_shown(shown)) else said), style="dim", overflow="fold")
     if "distance" in shown:
         said = "from identity: how far the network is from doing nothing, which would restore every profile"
         yield Text(plain(said), style="dim", overflow="fold")
 
 
+def _shown(shown: Set[str]) -> list[int]:
+    return [int(name.split()[1]) for name in shown if name.startswith("restored ")]
+
+
 def _fitting(screening: Screening, width: int) -> list[Column]:
+    """As many columns as there is room for, the most important first."""
     room = width - max(len(row.variant) for row in screening.rows) - 5
     chosen: list[Column] = []
-    for column in columns(screening):
+    for column in _columns(screening):
         room -= column.width + 2
         if room < 0 and chosen:
             break
         chosen.append(column)
     return chosen
+
+
+def _columns(screening: Screening) -> list[Column]:
+    """Each of the failures' numbers in a column: the first where one stands for all, others behind the distance."""
+    numbers = number_columns(screening)
+    asked = [column for column in columns(screening) if column.name != "restored"]
+    if screening.ranked:
+        at = 1 + max(
+            (index for index, one in enumerate(asked) if one.name in ("loss", "change", "distance")), default=-1
+        )
+        return [*asked[:at], *numbers[:1], *asked[at:], *numbers[1:]]
+    behind = 1 if asked and asked[0].name == "distance" else 0
+    return [*numbers[:1], *asked[:behind], *numbers[1:], *asked[behind:]]
 
 
 def _table(
