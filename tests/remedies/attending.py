@@ -11,7 +11,7 @@ from typing import Any
 import kinds
 import torch
 import transformers as hf
-from patients import Case, stir
+from remedy_patients import Case, stir
 from torch import Tensor
 
 import fullrank

@@ -9,7 +9,7 @@ from typing import Any
 
 import kinds
 import torch
-from patients import stir
+from remedy_patients import stir
 from test_residual import BY_HAND
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attending import Dense, dense_softmax, real_rows, tolerance
-from patients import Case
+from remedy_patients import Case
 
 
 def raw_scores(call: Dense) -> torch.Tensor:

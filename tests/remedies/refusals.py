@@ -10,7 +10,16 @@ REFUSED: dict[tuple[str, str], str] = {
     ("qk-norm", "plain_softmax"): "shows no queries and keys",
     **{
         ("reduce-tokens", patient): "reads no images"
-        for patient in "gpt2 llama_padded bert t5 torch_encoder plain_softmax zoo_decoder zoo_post".split()
+        for patient in [
+            "gpt2",
+            "llama_padded",
+            "bert",
+            "t5",
+            "torch_encoder",
+            "plain_softmax",
+            "zoo_decoder",
+            "zoo_post",
+        ]
     },
     ("reduce-tokens?method=prune", "zoo_vision"): "needs a class token",
     ("polarise", "gpt2"): "has none that it knows",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from patients import build, patients_of, stir
 from refusals import QUIET, REFUSED, VARIANTS
+from remedy_patients import build, patients_of, stir
 from safetensors.torch import load_file, save_file
 
 import fullrank
@@ -69,7 +69,9 @@ def test_life_of_a_repair(remedy, patient, tmp_path):
         fullrank.repair(model, remedy, batch=case.batch)
     assert repair.undo().endswith("as it was, bit for bit.")
     after = everything(model)
-    versions = ("versions", "random") if written or entry.acts_on == "weights" else ()  # values are written, and written back
+    versions = (
+        ("versions", "random") if written or entry.acts_on == "weights" else ()
+    )  # values are written, and written back
     assert [what for what in changes(state, after) if what not in versions] == []
     with torch.no_grad():
         assert torch.equal(case(), before)

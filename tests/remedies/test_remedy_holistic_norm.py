@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patients import build
+from remedy_patients import build
 from schemes import deep
 from torch import nn
 

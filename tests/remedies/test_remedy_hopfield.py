@@ -13,7 +13,7 @@ from carrying import (
     refuses,
     without_skips,
 )
-from patients import Case, build
+from remedy_patients import Case, build
 
 import fullrank
 from fullrank.errors import EditError, RemedyError

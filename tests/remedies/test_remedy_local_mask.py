@@ -46,5 +46,25 @@ def test_for_uniform_attention_tokens_collapse_more_slowly_the_narrower_the_wind
 
 
 def test_with_fewer_queries_than_keys_the_queries_are_the_last():
-    near = LocalMask(2, 0, past=True).near(1, 5, torch.device("cpu"))
-    assert near.tolist() == [[False, False, False, True, True]]
+    near = LocalMask(2, 0, past=True).near(shown(normal(1, 1, 1, 4), normal(1, 1, 5, 4)))
+    assert near.tolist() == [[[[False, False, False, True, True]]]]
+
+
+def test_places_of_a_cache_that_are_still_empty_are_not_near_anything():
+    sees = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], dtype=torch.bool)[None, None]
+    call = shown(normal(1, 1, 2, 4), normal(1, 1, 6, 4), mask=sees)
+    found = LocalMask(2, 0, past=False)(call).mask
+    assert found.int().tolist() == [[[[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0]]]]
+
+
+def test_the_first_are_the_first_tokens_and_no_padding():
+    real = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]], dtype=torch.bool)
+    sees = real[:, None, None] & torch.ones(6, 6, dtype=torch.bool).tril()
+    found = LocalMask(1, 1, past=False)(shown(normal(2, 1, 6, 4), normal(2, 1, 6, 4), mask=sees)).mask[:, 0]
+    assert found[0, 2:].int().tolist() == [
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 0, 1, 0],
+        [0, 0, 1, 0, 0, 1],
+    ]
+    assert found[1, 4].int().tolist() == [1, 0, 0, 0, 1, 0]

@@ -10,8 +10,8 @@ import weakref
 
 import pytest
 import torch
-from patients import build, patients_of, stir
 from refusals import REFUSED
+from remedy_patients import build, patients_of, stir
 from safetensors.torch import load_model
 from torch import Tensor, nn
 

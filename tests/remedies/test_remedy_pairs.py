@@ -7,8 +7,8 @@ import re
 
 import pytest
 import torch
-from patients import build, stir
 from refusals import REFUSED
+from remedy_patients import build, stir
 
 import fullrank
 from fullrank.errors import RemedyError

@@ -5,7 +5,7 @@ import pytest
 import torch
 from attending import MASKS, real_rows, repaired_and_seen, tolerance
 from carrying import check_decoding
-from patients import build
+from remedy_patients import build
 from torch import nn
 from torch.nn import functional
 

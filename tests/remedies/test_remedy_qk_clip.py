@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers as hf
 from attending import MASKS, repaired_and_seen
-from patients import build
+from remedy_patients import build
 
 import fullrank
 from fullrank.errors import RemedyError

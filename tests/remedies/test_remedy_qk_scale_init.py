@@ -9,7 +9,7 @@ import transformers as hf
 from attending import MASKS, repaired_and_seen
 from kinds import ids
 from matrices import matrices, others
-from patients import Case
+from remedy_patients import Case
 
 import fullrank
 from fullrank.errors import RemedyError

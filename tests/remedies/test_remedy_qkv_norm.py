@@ -6,7 +6,7 @@ import kinds
 import pytest
 import torch
 from attending import MASKS, dense_softmax, real_rows, repaired_and_seen
-from patients import build
+from remedy_patients import build
 from schemes import deep
 
 import fullrank

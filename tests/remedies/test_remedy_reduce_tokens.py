@@ -7,7 +7,7 @@ import reduced_twin as twin
 import timm_like
 import torch
 import transformers as hf
-from patients import stir
+from remedy_patients import stir
 
 import fullrank
 from fullrank.edit import Call, Place

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patients import build
+from remedy_patients import build
 
 import fullrank
 from fullrank.edit import rewrite_attention

@@ -5,7 +5,7 @@ import pytest
 import torch
 from attending import MASKS, dense_softmax, repaired_and_seen
 from carrying import check, check_decoding, check_repeated_blocks, raw_scores, refuses
-from patients import Case, build
+from remedy_patients import Case, build
 
 import fullrank
 from fullrank.errors import RemedyError

@@ -4,8 +4,12 @@ import pytest
 import torch
 from attending import MASKS, real_rows, repaired_and_seen, tolerance
 from attention_only import AttentionOnly, residual
+from calls import normal, shown
 
 import fullrank
+from fullrank.edit import Call, Place
+from fullrank.errors import EditError
+from fullrank.remedies.shaped import Shaped
 
 BLOCKS = {
     "shaped": (0.0, 1.0, 0.0),
@@ -64,14 +68,25 @@ def test_a_stack_without_skips_that_starts_at_the_identity_keeps_its_tokens_apar
 
 
 def test_queries_that_continue_a_cache_are_the_last_tokens():
-    from fullrank.edit import Call, Place
-    from fullrank.remedies.shaped import Shaped
-
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, t, 4, generator=generator, dtype=torch.float64) for t in (3, 7, 7))
     place = Place("decoder", 1, "self", "attention")
     shaped = Shaped(2, 1.0, 0.0, None).double()
     output = torch.randn(1, 2, 3, 4, generator=generator, dtype=torch.float64)
     call = Call(place=place, kernel="scaled_dot_product_attention", query=q, key=k, value=v)
-    torch.testing.assert_close(shaped(call, output).detach(), v[..., 4:, :])
+    lower = torch.ones(3, 7, dtype=torch.bool).tril(4)[None, None]
+    torch.testing.assert_close(shaped(call.change(mask=lower), output).detach(), v[..., 4:, :])
+    empty = lower.roll(-2, -1) & (torch.arange(7) < 5)  # a cache of fixed length, two places of which are still empty
+    torch.testing.assert_close(shaped(call.change(mask=empty), output).detach(), v[..., 2:5, :])
     torch.testing.assert_close(shaped(call.change(causal=True), output).detach(), v[..., :3, :])
+    single = call.change(query=q[..., :1, :])
+    torch.testing.assert_close(shaped(single, output[..., :1, :]).detach(), v[..., 6:, :])
+
+
+@pytest.mark.parametrize(
+    "mask", [None, torch.ones(1, 1, 1, 7, dtype=torch.bool), torch.ones(1, 1, 1, 7).expand(-1, -1, 3, -1)]
+)
+def test_where_no_mask_tells_which_value_is_a_query_s_own_it_is_refused(mask):
+    call = shown(normal(1, 2, 3, 4), normal(1, 2, 7, 4), mask=mask)
+    with pytest.raises(EditError, match="3 queries for 7 keys and no mask that tells"):
+        Shaped(2, 1.0, 0.0, None).double()(call, normal(1, 2, 3, 4))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from attending import MASKS, real_rows, repaired_and_seen, tolerance
 from carrying import check_decoding, check_repeated_blocks, refuses, without_skips
-from patients import Case, build
+from remedy_patients import Case, build
 
 import fullrank
 from fullrank.errors import RemedyError

@@ -11,12 +11,13 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from patients import build, stir
+from remedy_patients import build, stir
 from torch import nn
 
 import fullrank
 from fullrank.errors import BatchError, FullrankError, RemedyError
 from fullrank.remedies import repairs_in
+from fullrank.verbs.save_repaired import save_repaired
 from untouched import changes, everything
 
 BOTH = ["attn-scale", "scaled-init"]
@@ -316,6 +317,21 @@ def test_parameters_that_belong_nowhere_or_twice(repair, names, parameters, said
         repair(names, **parameters)
 
 
+def test_an_error_in_the_block_is_not_hidden_by_one_of_undoing(case, repair):
+    outer = None
+    with pytest.raises(ZeroDivisionError) as caught, repair("scaled-init") as first:
+        outer = repair("attn-scale")
+        1 / 0  # noqa: B018
+    assert caught.value.__notes__ == ["attn-scale was applied after scaled-init; undo that first."]
+    assert first.in_force
+    outer.undo()
+    first.undo()
+    with pytest.raises(RemedyError, match="attn-scale was applied after scaled-init"), repair("scaled-init") as first:
+        outer = repair("attn-scale")
+    outer.undo()
+    first.undo()
+
+
 def test_a_second_time_is_refused_also_in_a_part_and_in_a_copy(case, repair):
     with repair("attn-scale"):
         state = everything(case.model)
@@ -461,7 +477,9 @@ def test_inside_wrappers_what_adds_no_parameters_is_applied(case, wrap, one_proc
         torch._dynamo.reset()
         return
     state = everything(wrapped)
-    with pytest.raises(RemedyError, match=r"attn-scale cannot be applied: .*inside data parallelism; edit it before"):
+    with pytest.raises(
+        RemedyError, match=r"attn-scale cannot be applied after scaled-init: .*inside data parallelism; edit it before"
+    ):
         fullrank.repair(wrapped, ["scaled-init", "attn-scale"], batch=case.batch)
     assert [what for what in changes(state, everything(wrapped)) if what != "versions"] == []
 
@@ -509,3 +527,32 @@ def test_adapters_inside_a_repaired_model_and_outside_of_one():
         fullrank.repair(adapted, "attn-scale", batch=TEXT)
     adapted(**TEXT).logits.square().sum().backward()
     assert handle.undo().endswith("bit for bit.")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by peft
+def test_adapters_are_saved_without_what_was_added_and_it_is_said(tmp_path):
+    def adapted(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return peft.get_peft_model(llama(), LORA).eval()
+
+    model = adapted(1)
+    handle = fullrank.repair(model, ["layer-scale?start=0.5", "scaled-init"], batch=TEXT)
+    (note,) = handle.notes
+    assert note.startswith(
+        "PeftModel.save_pretrained saves the adapters alone, without what was added here: save the s"
+    )
+    stir(added(model))
+    with torch.no_grad():
+        expected = model(**TEXT).logits
+    model.save_pretrained(tmp_path / "adapters")
+    with pytest.raises(RemedyError, match="holds adapters alone, as peft saves them, and no record of repairs: save"):
+        fullrank.load_repaired(adapted(2), tmp_path / "adapters", batch=TEXT)
+    save_repaired(model, tmp_path / "whole")
+    for weights in (model.state_dict(), tmp_path / "whole"):
+        other = adapted(2)
+        fullrank.load_repaired(other, weights, batch=TEXT)
+        with torch.no_grad():
+            assert torch.equal(other(**TEXT).logits, expected)
+    handle.undo()
+    assert fullrank.repair(model, "scaled-init", batch=TEXT).notes == ()  # nothing that adapters would be missing
