@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 import fullrank as library
 from fullrank.report import Report
@@ -90,6 +90,17 @@ def test_json_is_json_only_and_says_what_was_done(fullrank, here, checkpoint):
     assert first["output_moved"]["relative"] > 0
     assert found["out"] is None
     assert list(here.iterdir()) == []
+
+
+def test_json_has_no_number_for_an_output_of_another_form(fullrank, here, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    with torch.random.fork_rng(devices=[]):
+        ViTModel(ViTConfig(**sizes, image_size=32, patch_size=4)).save_pretrained(tmp_path / "vit")
+    result = fullrank("repair", tmp_path / "vit", "reduce-tokens", "--out", here / "new", "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["remedies"]
+    assert found["output_moved"] == {"largest": None, "relative": None}
+    assert (here / "new" / "model.safetensors").exists()
 
 
 def test_json_names_the_directory_that_was_written(fullrank, here, checkpoint):

@@ -135,3 +135,78 @@ def test_no_pickle_is_read(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.bin")
     with pytest.raises(RemedyError, match="is no safetensors file"):
         fullrank.load_repaired(gpt2(), tmp_path / "weights.bin", batch=BATCH)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_state_dict_of_a_wrapped_model(saved, prefix):
+    directory, answer = saved
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    model = gpt2()
+    fullrank.load_repaired(model, {prefix + name: value for name, value in weights.items()}, batch=BATCH)
+    with torch.no_grad():
+        assert torch.equal(model(**BATCH).logits, answer)
+
+
+def test_other_names_before_the_record_are_no_wrapper(saved):
+    directory, _ = saved
+    weights = {f"student.{name}": value for name, value in load_file(directory / "model.safetensors").items()}
+    model = gpt2()
+    before = everything(model)
+    with pytest.raises(RemedyError, match=r"do not fit this GPT2LMHeadModel: student\."):
+        fullrank.load_repaired(model, weights, batch=BATCH)
+    assert changes(before, everything(model)) == []
+
+
+def test_a_base_model_that_was_repaired_before_it_was_wrapped_by_others(saved):
+    """The record lies deeper than the model: it is not wanted at its old place."""
+
+    def build():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return torch.nn.ModuleDict({"inner": gpt2()})
+
+    class Whole(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build()["inner"]
+
+        def forward(self, input_ids, use_cache=None):
+            return self.inner(input_ids=input_ids, use_cache=use_cache).logits
+
+    one, other = Whole().eval(), Whole().eval()
+    fullrank.repair(one.inner, "attn-scale?start=0.5", batch=BATCH)
+    fullrank.load_repaired(other, one.state_dict(), batch=BATCH)
+    with torch.no_grad():
+        assert torch.equal(other(**BATCH), one(**BATCH))
+
+
+@pytest.fixture
+def half(saved, tmp_path):
+    """What a plain model saves that was made from the configuration of a repaired one."""
+    directory, _ = saved
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory)).eval()
+    model.save_pretrained(tmp_path / "half")
+    return model, tmp_path / "half"
+
+
+def test_a_configuration_that_names_repairs_which_the_weights_do_not_have(half):
+    _, directory = half
+    said = "its configuration names the repairs attn-scale, and its weights were saved without them"
+    with pytest.raises(RemedyError, match=said):
+        fullrank.load_repaired(gpt2(), directory, batch=BATCH)
+    with pytest.raises(RemedyError, match=said):
+        fullrank.load_repaired(gpt2(), directory / "model.safetensors", batch=BATCH)
+    with pytest.raises(RemedyError, match=said):
+        loaded(str(directory))
+
+
+def test_examining_a_model_whose_configuration_names_repairs_says_that_they_are_not_in_force(half, saved):
+    model, _ = half
+    asked = {"spectrum": False, "reference": False}
+    note = "its configuration names the repairs attn-scale, which are not in force: this is the model without them."
+    assert note in fullrank.examine(model, BATCH, **asked).about["notes"]
+    fullrank.load_repaired(model, saved[0], batch=BATCH)
+    part = {"input_ids": BATCH["input_ids"]}
+    for one, batch in ((model, BATCH), (model.transformer, part)):  # a part shares the configuration of the whole
+        assert not [said for said in fullrank.examine(one, batch, **asked).about["notes"] if "not in force" in said]

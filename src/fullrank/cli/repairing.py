@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as encoding
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from fullrank.cli.options import Feeding, Loading, Looking
 from fullrank.cli.progress import progress
 from fullrank.remedies import Repair, asked_for, repaired
-from fullrank.remedies.repair import Applied
+from fullrank.remedies.applied import Applied
 from fullrank.spec.quiet import quiet
 from fullrank.verbs.load_repaired import loaded
 from fullrank.verbs.repair import call_for
@@ -53,12 +54,13 @@ def run(
         call = call_for(subject, list(given.batches))
         tell("applying", 0.5)
         repair = repaired(subject.model, lambda: call.run(subject.model), asked)
+        record = encoding.dumps(_record(repair, out), ensure_ascii=False, indent=2, allow_nan=False)
         if out is not None:
             tell(f"writing {out}", 0.9)
             with quiet():
                 save_repaired(subject.model, out, subject.tokenizer, subject.image_processor)
     if json:
-        typer.echo(encoding.dumps(_record(repair, out), ensure_ascii=False, indent=2, allow_nan=False))
+        typer.echo(record)
         return
     typer.echo(str(repair))
     for one in repair.applied:
@@ -84,9 +86,14 @@ def _applied(one: Applied) -> dict[str, Any]:
     proof = one.proof
     return {
         "name": one.asked.remedy.name,
-        "parameters": dict(one.asked.parameters),
+        "parameters": {name: _number(value) for name, value in one.asked.parameters.items()},
         "exactness": one.asked.remedy.exactness,
         "where": list(one.edit.where),
         "added": one.added,
-        "output_moved": {"largest": proof.largest, "relative": proof.relative},
+        "output_moved": {"largest": _number(proof.largest), "relative": _number(proof.relative)},
     }
+
+
+def _number(value: Any) -> Any:
+    """JSON has no number for what is infinite, as the distance to an output of another form is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -61,6 +61,11 @@ class Edit:
         """Whether it was not undone yet."""
         return bool(self._changes)
 
+    @property
+    def only_values(self) -> bool:
+        """Whether nothing but values of weights is changed, so that the model's code and structure are as before."""
+        return all(getattr(change, "only_values", False) for change in self._changes)
+
     def undo(self) -> None:
         """Put back what was there before, bit for bit; a second time nothing happens."""
         for change in self._changes:

@@ -81,6 +81,8 @@ def reparametrize(model: nn.Module, name: str, function: nn.Module) -> Edit:
 
 
 class _Values(Ordered):
+    only_values = True
+
     def __init__(self, holder: nn.Module, name: str, tensor: Tensor, new: Tensor) -> None:
         self._holder, self._name, self._tensor = holder, name, tensor
         self._old = tensor.detach().clone()

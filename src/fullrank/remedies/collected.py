@@ -40,8 +40,14 @@ class Collected(Penalty):
         Args:
             real: (sequences, tokens), which tokens are no padding, where the model is told.
         """
-        self._terms = {}
+        self.forget()
         self._real = real
+
+    def forget(self) -> None:
+        """Keep nothing of the forward before."""
+        super().forget()
+        self._terms = {}
+        self._real = None
 
     def put(self, key: Hashable, *made: Any) -> None:
         """Make a term and keep it: in forwards with gradients; and once, where checkpointing repeats them.
@@ -75,7 +81,7 @@ class Collected(Penalty):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the terms: a copy of a model has no forward behind it."""
-        return {**self.__dict__, "_terms": {}, "_real": None}
+        return {**self.__dict__, "_terms": {}, "_real": None, "in_loss": False}
 
 
 class _AddedToLoss:
@@ -97,6 +103,7 @@ class _AddedToLoss:
         term = self.penalty.value() if forward.module.training else None
         if term is None or not isinstance(loss, Tensor):
             return output
+        self.penalty.in_loss = True
         if isinstance(output, dict):
             output["loss"] = loss + term.to(loss)
         else:

@@ -101,10 +101,18 @@ class Patient:
     Args:
         model: the model.
         forward: one forward pass of it.
+        anatomy: its anatomy where that is known, since nothing but values of weights has changed; looked at otherwise.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[], Any]) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[[], Any], anatomy: Anatomy | None = None) -> None:
         self.model, self.forward = model, forward
+        if anatomy is not None:
+            self.__dict__["anatomy"] = anatomy  # where the cached property looks
+
+    @property
+    def known(self) -> Anatomy | None:
+        """Its anatomy, where somebody has asked for it."""
+        return self.__dict__.get("anatomy")
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fullrank.capture import undisturbed
+from fullrank.remedies.answer import answer_of
+from fullrank.remedies.heard import unheard
 
-__all__ = ["Proof", "answer_of", "proof_of"]
-
-_STIRS = (0.1, 1.0, 10.0)
-"""Of added parameters, one after the other until the output moves: some start so low that half precision does not see
-a small change, and what is large may overflow."""
+__all__ = ["Proof", "proof_of"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +20,11 @@ class Proof:
     """What a remedy did to the output of one forward in evaluation mode.
 
     Attributes:
-        largest: the largest change of an entry of the output.
-        relative: ‖Δy‖/‖y‖.
-        unheard: names of added parameters that the output does not depend on.
+        largest: the largest change of an entry of the output that was finite and is; ∞ where it has another form.
+        relative: ‖Δy‖/‖y‖ over these.
+        turned: how many entries became NaN or infinite, or ceased to be.
+        nans: how many entries are NaN now; nothing is known of these.
+        unheard: names of added parameters that neither the output nor a penalty depends on.
         acts: whether anything of it was seen to act.
     """
 
@@ -34,28 +32,24 @@ class Proof:
     relative: float
     unheard: tuple[str, ...]
     acts: bool
+    turned: int = 0
+    nans: int = 0
 
     def __str__(self) -> str:
+        said = f", of which {self.nans:,} entries are NaN" if self.nans else ""
         if not self.acts:
-            return "on this batch it changes nothing"
-        if self.largest == 0:
-            return "the output is the same, bit for bit"
+            return (
+                f"on this batch it changes nothing of the output{said}"
+                if said
+                else ("on this batch it changes nothing")
+            )
         if self.largest == float("inf"):
             return "the output has another form"
-        return f"the output moves by {self.relative:.2g} of its norm ({self.largest:.2g} at most)"
-
-
-def answer_of(model: nn.Module, forward: Callable[[], Any]) -> Tensor:
-    """The first floating tensor that a forward returns, in evaluation mode; the model is left as it was.
-
-    Returns:
-        A copy, in float32 or wider; empty where nothing floating is returned.
-    """
-    with undisturbed(model), torch.no_grad():
-        found = next(_floating(forward()), None)
-    if found is None:
-        return torch.zeros(0)
-    return found.detach().to(torch.float64 if found.dtype == torch.float64 else torch.float32).clone()
+        if self.turned:
+            return f"{self.turned:,} entries of the output became NaN or infinite, or ceased to be{said}"
+        if self.largest == 0:
+            return f"the output is the same, bit for bit{said}"
+        return f"the output moves by {self.relative:.2g} of its norm ({self.largest:.2g} at most){said}"
 
 
 def proof_of(
@@ -66,8 +60,8 @@ def proof_of(
     *,
     acts: bool,
     others: Sequence[nn.Parameter] = (),
-) -> Proof:
-    """Compare outputs, and stir the added parameters where the output alone shows nothing.
+) -> tuple[Proof, Tensor]:
+    """Compare outputs, and ask of each added parameter whether it has a part in them.
 
     Args:
         model: the model as it is repaired.
@@ -78,72 +72,30 @@ def proof_of(
         others: parameters that remedies before it have added: at 0 they may hide it.
 
     Returns:
-        The proof.
+        The proof, and what the forward returns now.
     """
     after = answer_of(model, forward)
-    same_form = after.shape == before.shape
-    moved = after - before.to(after.device) if same_form else torch.full((1,), float("inf"))
-    norm = float(before.norm())
-    largest = float(moved.abs().max()) if moved.numel() else 0.0
-    unheard = [] if not added else _unheard(model, forward, after, list(added.items()), others)
-    return Proof(
+    largest, relative, turned = _moved(before.to(after.device), after)
+    silent = unheard(model, forward, after, added, others) if added else []
+    proof = Proof(
         largest=largest,
-        relative=float(moved.norm()) / norm if norm else largest,
-        unheard=tuple(unheard),
-        acts=acts or largest > 0 or (bool(added) and len(unheard) < len(added)),
+        relative=relative,
+        turned=turned,
+        nans=int(after.isnan().sum()),
+        unheard=tuple(silent),
+        acts=acts or largest > 0 or turned > 0 or (bool(added) and len(silent) < len(added)),
     )
+    return proof, after
 
 
-def _unheard(
-    model: nn.Module,
-    forward: Callable[[], Any],
-    after: Tensor,
-    added: Sequence[tuple[str, nn.Parameter]],
-    others: Sequence[nn.Parameter],
-) -> list[str]:
-    """Names of parameters without a part in the output: all, where the output stays however much they are stirred."""
-    own = [p for _, p in added]
-    for size in _STIRS:
-        with _stirred(own, size):
-            if not torch.equal(answer_of(model, forward), after):
-                return []
-    if others:
-        with _stirred(others, _STIRS[0]):
-            opened = answer_of(model, forward)
-            for size in _STIRS:
-                with _stirred(own, size):
-                    if not torch.equal(answer_of(model, forward), opened):
-                        return []
-    return [name for name, _ in added]
-
-
-@contextmanager
-def _stirred(parameters: Sequence[nn.Parameter], size: float) -> Iterator[None]:
-    """Other values for a while."""
-    generator = torch.Generator().manual_seed(0)
-    kept = [p.detach().clone() for p in parameters]
-    try:
-        with torch.no_grad():
-            for p in parameters:
-                noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
-                p.copy_(torch.where(torch.isfinite(p), p, torch.zeros_like(p)) + size * noise)
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in zip(parameters, kept, strict=True):
-                p.copy_(value)
-
-
-def _floating(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point() and output.ndim > 0:
-            yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _floating(item)
-    elif isinstance(output, tuple | list):
-        for item in output:
-            yield from _floating(item)
-    elif hasattr(output, "__dataclass_fields__"):
-        for name in output.__dataclass_fields__:
-            yield from _floating(getattr(output, name))
+def _moved(before: Tensor, after: Tensor) -> tuple[float, float, int]:
+    """The largest change, the relative one, and how many entries are finite in one of both alone or infinite anew."""
+    if after.shape != before.shape:
+        return float("inf"), float("inf"), 0
+    if not after.numel():
+        return 0.0, 0.0, 0
+    finite = before.isfinite() & after.isfinite()
+    stayed = finite | (before == after) | (before.isnan() & after.isnan())
+    moved = torch.where(finite, after - before, 0)
+    largest, norm = float(moved.abs().max()), float(torch.where(finite, before, 0).norm())
+    return largest, float(moved.norm()) / norm if norm else largest, int((~stayed).sum())

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.wrappers import bare
+from fullrank.edit.forwards import edits_in
 from fullrank.errors import RemedyError
 from fullrank.spec.loading import REPAIRS
 
-__all__ = ["KEY", "Entry", "Recorded", "decoded", "record_in_weights", "repairs_in"]
+__all__ = ["KEY", "Entry", "Recorded", "decoded", "named_alone", "prefix_in_weights", "record_in_weights", "repairs_in"]
 
 KEY = REPAIRS
 """Name of the buffer in `state_dict()` and of the field in a configuration."""
 
 Entry = dict[str, Any]
 """`name`, `parameters` and whether it is `structural`."""
+
+_WRAPPERS = ("module", "_orig_mod")
 
 _OWN = "_fullrank_repairs"  # beside the model's modules; a copy of the model takes it along
 
@@ -33,6 +36,35 @@ def record_in_weights(weights: Mapping[str, Tensor]) -> list[Entry]:
     """The structural repairs that a `state_dict` or a safetensors file was saved with; none where it has no record."""
     found = [value for name, value in weights.items() if name == KEY or name.endswith(f".{KEY}")]
     return decoded(found[0]) if found else []
+
+
+def prefix_in_weights(weights: Mapping[str, Tensor]) -> str:
+    """What wrappers have put before the names of a `state_dict` with a record: `module.`, `_orig_mod.`, or nothing."""
+    found = next((name[: -len(KEY)] for name in weights if name.endswith(KEY)), "")
+    return found if set(found.split(".")) <= {*_WRAPPERS, ""} else ""
+
+
+def named_alone(model: nn.Module) -> list[str]:
+    """Structural repairs that a model's configuration names and that are not in force in it.
+
+    So it is where a plain model was made from the configuration of a repaired one. Parts of repaired models share its
+    configuration: where anything in the model is changed, nothing is said.
+
+    Args:
+        model: the model.
+
+    Returns:
+        Names.
+    """
+    entries = getattr(getattr(bare(model), "config", None), KEY, None)
+    if not isinstance(entries, list) or edits_in(model) or any(_added(module) for module in model.modules()):
+        return []
+    return [str(one.get("name")) for one in entries if isinstance(one, dict) and one.get("structural")]
+
+
+def _added(module: nn.Module) -> bool:
+    names = (*module._parameters, *module._buffers, *module._modules)
+    return _OWN in module.__dict__ or any(name.startswith("fullrank_") for name in names)
 
 
 def decoded(tensor: Tensor) -> list[Entry]:

@@ -5,52 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fullrank.capture import Anatomy
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, together
 from fullrank.edit.handle import make
 from fullrank.errors import BatchError, FullrankError, RemedyError
+from fullrank.remedies.answer import answer_of
+from fullrank.remedies.applied import Applied, notes_on
 from fullrank.remedies.asked import Asked
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.penalty import Penalty, penalty_of
-from fullrank.remedies.proof import Proof, answer_of, proof_of
+from fullrank.remedies.proof import proof_of
 from fullrank.remedies.record import Recorded, repairs_in
-from fullrank.remedies.trained import Checksums, changed, checksums, parameters_of, tensors_of
+from fullrank.remedies.trained import Checksums, changed, checksums, differ, parameters_of, tensors_of
 from fullrank.remedies.turns import IN_FORCE, Turn, added_before
 
 __all__ = ["Applied", "Repair", "repaired"]
-
-
-class Applied:
-    """One remedy in force, with what it changed.
-
-    Attributes:
-        asked: the remedy and its parameters.
-        edit: what was changed and where.
-        added: names and sizes of parameters that were added.
-        proof: what it did to the output.
-    """
-
-    def __init__(self, asked: Asked, edit: Edit, added: Mapping[str, int], proof: Proof) -> None:
-        self.asked, self.edit, self.added, self.proof = asked, edit, dict(added), proof
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers to be trained were added."""
-        return sum(self.added.values())
-
-    def __str__(self) -> str:
-        where = self.edit.where
-        places = f"{len(where)} places ({where[0]} … {where[-1]})" if len(where) > 2 else " and ".join(where)
-        numbers = f"{self.parameters:,} parameters added" if self.parameters else "no parameters added"
-        default = str(self.asked) == self.asked.remedy.name  # what is declared holds of no other parameters
-        exactness = f" [{self.asked.remedy.exactness}]" if default else ""
-        return f"{self.asked}{exactness} at {places}; {numbers}; {self.proof}."
 
 
 class Repair:
@@ -65,17 +41,15 @@ class Repair:
         notes: sentences for the reader.
     """
 
-    def __init__(self, model: nn.Module, applied: Sequence[Applied], changes: Edit, original: Checksums) -> None:
+    def __init__(
+        self, model: nn.Module, applied: Sequence[Applied], changes: Edit, original: Checksums, now: Checksums
+    ) -> None:
         self.model, self.applied = model, tuple(applied)
-        self.notes = tuple(f"{one.asked.remedy.name}: {note}" for one in applied for note in one.edit.notes) + tuple(
-            f"{one.asked.remedy.name}: the output does not depend on {len(one.proof.unheard)} added parameters."
-            for one in applied
-            if one.proof.unheard
-        )
+        self.notes = notes_on(model, applied)
         self._changes = changes
         self._added = {name for one in applied for name in one.added}
         self._original = original  # before any of them
-        self._before = checksums(model)
+        self._before = now
         self._said = ""
         self._turn = Turn(self._names, weakref.ref(self), frozenset(self._added))
         IN_FORCE.setdefault(bare(model), []).append(self._turn)
@@ -96,9 +70,10 @@ class Repair:
         return bool(changed(self.model, self._before, parameters_of(self.model) - self._added).moved)
 
     def penalty(self) -> Tensor:
-        """What remedies of the loss add to it.
+        """What remedies of the loss have still to add to it: `loss + repair.penalty()` is always right.
 
-        Models that return a loss of their own in training have it added there already.
+        A model that returns a loss of its own in training has it in there already, and this is 0 then. Where you
+        differentiate another loss than the one that the model returns, call the model without labels.
 
         Returns:
             A scalar, of the latest forward; 0 where no remedy is one of the loss.
@@ -168,8 +143,13 @@ class Repair:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.undo()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.undo()
+        except FullrankError as reason:
+            if error is None:
+                raise
+            error.add_note(str(reason))  # what went wrong in the block is not hidden by what comes of it
 
     def __str__(self) -> str:
         lines = [str(one) for one in self.applied] + list(self.notes)
@@ -210,24 +190,19 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
     outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
     with outside:
         original = sums = checksums(model)
+        answer: Tensor | None = None
+        anatomy: Anatomy | None = None
         try:
             for one in asked:
+                others = added_before(model, [name for each in applied for name in each.added])
                 try:
-                    applied.append(
-                        _applied(
-                            model,
-                            forward,
-                            one,
-                            edits,
-                            sums,
-                            added_before(model, [name for each in applied for name in each.added]),
-                        )
-                    )
+                    answer = _answered(model, forward) if answer is None else answer
+                    done, sums, answer, anatomy = _applied(model, forward, one, edits, sums, answer, anatomy, others)
                 except BatchError:
                     raise
                 except FullrankError as reason:
                     raise RemedyError(_refusal(model, one, applied, str(reason))) from reason.__cause__
-                sums = checksums(model)
+                applied.append(done)
             entries = [_entry(one) for one in asked]
             edits.append(make("record the repairs", [], [lambda: Recorded(model, entries)]))
         except BaseException:
@@ -236,7 +211,7 @@ def repaired(model: nn.Module, forward: Callable[[], Any], asked: Sequence[Asked
             raise
         finally:
             torch.set_rng_state(random)
-        return Repair(model, applied, together(edits), original)
+        return Repair(model, applied, together(edits), original, sums)
 
 
 def _refusal(model: nn.Module, asked: Asked, applied: Sequence[Applied], reason: str) -> str:
@@ -246,36 +221,44 @@ def _refusal(model: nn.Module, asked: Asked, applied: Sequence[Applied], reason:
     return reason if named else f"{asked.remedy.name} cannot be applied{after}: {reason}"
 
 
+def _answered(model: nn.Module, forward: Callable[[], Any]) -> Tensor:
+    try:
+        return answer_of(model, forward)
+    except FullrankError:
+        raise
+    except Exception as error:
+        raise BatchError(f"{type(bare(model)).__name__} does not run on this batch: {_said(error)}") from error
+
+
 def _applied(
     model: nn.Module,
     forward: Callable[[], Any],
     asked: Asked,
     edits: list[Edit],
     sums: Checksums,
+    before: Tensor,
+    anatomy: Anatomy | None,
     others: Sequence[nn.Parameter],
-) -> Applied:
-    try:
-        before = answer_of(model, forward)
-    except FullrankError:
-        raise
-    except Exception as error:
-        there = "" if not edits else " with the remedies before it"
-        raise BatchError(f"{type(bare(model)).__name__} does not run on this batch{there}: {_said(error)}") from error
+) -> tuple[Applied, Checksums, Tensor, Anatomy | None]:
+    """One remedy put in place; with the checksums, the answer and the anatomy that the next one begins with."""
     known = {id(p) for p in model.parameters()}
     penalties = _penalties(model)
-    edit = asked.remedy.apply(Patient(model, forward), **asked.parameters)
+    patient = Patient(model, forward, anatomy)
+    edit = asked.remedy.apply(patient, **asked.parameters)
     edits.append(edit)
     added = {name: p for name, p in bare(model).named_parameters() if id(p) not in known}
-    acts = bool(changed(model, sums)) or bool(_penalties(model) - penalties)
+    now = checksums(model)
+    acts = differ(sums, now) or bool(_penalties(model) - penalties)
     try:
-        proof = proof_of(model, forward, before, added, acts=acts, others=others)
+        proof, after = proof_of(model, forward, before, added, acts=acts, others=others)
     except FullrankError:
         raise
     except Exception as error:
         raise RemedyError(f"with it {type(bare(model)).__name__} does not run on this batch: {_said(error)}") from error
     if added and not proof.acts:
         raise RemedyError(f"{asked.remedy.name} was put in place and the output does not depend on it: it was undone.")
-    return Applied(asked, edit, {name: p.numel() for name, p in added.items()}, proof)
+    done = Applied(asked, edit, {name: p.numel() for name, p in added.items()}, proof)
+    return done, now, after, patient.known if edit.only_values else None
 
 
 def _said(error: Exception) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fullrank.capture.wrappers import bare
 
-__all__ = ["Checksums", "Since", "changed", "checksums", "parameters_of", "tensors_of"]
+__all__ = ["Checksums", "Since", "changed", "checksums", "differ", "parameters_of", "tensors_of"]
 
 Checksums = Mapping[str, tuple[torch.dtype, int, int]]
 """By name of the parameter or buffer: its type and two sums over its bits."""
@@ -72,6 +72,11 @@ def changed(model: nn.Module, before: Checksums, names: Set[str] | None = None) 
         if list(_sums(tensor, dtype)) != sums:
             (moved if tensor.dtype == dtype else rounded).append(name)
     return Since(tuple(moved), tuple(rounded))
+
+
+def differ(before: Checksums, after: Checksums) -> bool:
+    """Whether a tensor that both know has other values or another type."""
+    return any(after[name] != sums for name, sums in before.items() if name in after)
 
 
 def parameters_of(model: nn.Module) -> set[str]:

@@ -20,6 +20,7 @@ from fullrank.measure.chosen import ChosenHeads, Heads
 from fullrank.measure.spectra import SEQUENCES
 from fullrank.measure.summaries import Summaries
 from fullrank.measure.weights import weight_rows
+from fullrank.remedies.record import named_alone
 from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, subject_of
 from fullrank.table import Table
@@ -222,6 +223,12 @@ def _subject(model: nn.Module | str | Subject, seed: int, memory: str | int | No
     notes: list[str] = []
     network = bare(wrapped, notes)
     subject = replace(model, model=network) if isinstance(model, Subject) else subject_of(network)
+    missing = named_alone(network)
+    if missing:
+        notes.append(
+            f"its configuration names the repairs {', '.join(missing)}, which are not in force: this is the "
+            "model without them."
+        )
     return replace(subject, notes=(*subject.notes, *notes)), ranks_of(wrapped)
 
 

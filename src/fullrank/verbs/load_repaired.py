@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fullrank.capture.wrappers import bare
 from fullrank.errors import RemedyError
 from fullrank.remedies import Asked, Repair, asked_for, repaired
-from fullrank.remedies.record import KEY, Entry, record_in_weights
+from fullrank.remedies.record import KEY, Entry, prefix_in_weights, record_in_weights
 from fullrank.spec import Spec, Subject, load, parse
 from fullrank.verbs.repair import call_for
 
@@ -33,7 +33,8 @@ def load_repaired(model: nn.Module, weights: Weights, *, batch: Any = None) -> R
 
     Args:
         model: of the same architecture.
-        weights: a directory with safetensors, a file of that kind, or a `state_dict`. Nothing is unpickled.
+        weights: a directory with safetensors, a file of that kind, or a `state_dict`, also of the model inside
+            `torch.compile` or data parallelism. Nothing is unpickled.
         batch: what the model is called with; by default one made for it.
 
     Returns:
@@ -45,8 +46,9 @@ def load_repaired(model: nn.Module, weights: Weights, *, batch: Any = None) -> R
     found = weights if isinstance(weights, Mapping) else _read(Path(weights))
     entries = record_in_weights(found)
     if not entries:
-        where = "the weights" if isinstance(weights, Mapping) else f"{str(weights)!r}"
-        raise RemedyError(f"{where} were saved without structural repairs: load them as any other weights.")
+        raise RemedyError(_without(None if isinstance(weights, Mapping) else Path(weights), found))
+    prefix = prefix_in_weights(found)
+    found = {name.removeprefix(prefix): value for name, value in found.items()}
     call = call_for(model, batch)
     repair = repaired(model, lambda: call.run(model), _asked(entries))
     try:
@@ -71,26 +73,50 @@ def loaded(spec: Spec | str, **options: Any) -> Subject:
         RemedyError: where its repairs cannot be put in place.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
-    entries = _recorded(spec)
+    entries = _recorded(Path(spec.target)) if spec.kind == "directory" else []
     if not any(one["structural"] for one in entries):
         return load(spec, **options)
+    saved = None if options.get("init") else _read(Path(spec.target))
+    if saved is not None and not record_in_weights(saved):
+        raise RemedyError(_without(Path(spec.target), saved))
     subject = load(spec, **{**options, "head": True, "repairs": True})
     config = getattr(subject.model, "config", None)
     getattr(config, "__dict__", {}).pop(KEY, None)  # it is written again by the repair
     asked = _asked([one for one in entries if one["structural"]])
     call = call_for(subject)
     repaired(subject.model, lambda: call.run(subject.model), asked)
-    if not options.get("init"):
-        _fill(subject.model, _read(Path(spec.target)))
+    if saved is not None:
+        _fill(subject.model, saved)
     names = ", ".join(one.remedy.name for one in asked)
     said = f"repaired, as it was saved, with {names}"
     return replace(subject, description=f"{subject.description}, {said}", notes=(*subject.notes, said))
 
 
-def _recorded(spec: Spec) -> list[Entry]:
+def _without(place: Path | None, weights: Mapping[str, Tensor]) -> str:
+    """Why weights without a record cannot be loaded so, in one sentence."""
+    if place is None:
+        return "the weights were saved without structural repairs: load them as any other weights."
+    directory = place if place.is_dir() else place.parent
+    names = ", ".join(str(one["name"]) for one in _recorded(directory) if one.get("structural"))
+    if names:
+        return (
+            f"{str(place)!r}: its configuration names the repairs {names}, and its weights were saved without them, by "
+            "a model on which they were not in force: take fullrank_repairs out of config.json and load the weights "
+            "as any other, or save the repaired model again."
+        )
+    adapters = bool(weights) and all("lora_" in name for name in weights)
+    if adapters or (directory / "adapter_config.json").is_file():
+        return (
+            f"{str(place)!r} holds adapters alone, as peft saves them, and no record of repairs: save the state_dict "
+            "of the repaired model."
+        )
+    return f"{str(place)!r} were saved without structural repairs: load them as any other weights."
+
+
+def _recorded(directory: Path) -> list[Entry]:
     """What the configuration of a directory records; a checkpoint of the hub is refused by `load`, in a sentence."""
-    file = Path(spec.target) / "config.json"
-    if spec.kind != "directory" or not file.is_file():
+    file = directory / "config.json"
+    if not file.is_file():
         return []
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -124,6 +150,8 @@ def _read(place: Path) -> dict[str, Tensor]:
 def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights; of tied ones a file holds one."""
     own = model.state_dict()
+    records = {name: own.pop(name) for name in list(own) if _is_record(name)}
+    weights = {name: value for name, value in weights.items() if not _is_record(name)}  # it was read already
     saved = {} if all(name in own for name in weights) else _saved_names(model)
     weights = {saved.get(name, name): value for name, value in weights.items()}
     wrong = [name for name, value in weights.items() if name in own and own[name].shape != value.shape]
@@ -137,7 +165,11 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise RemedyError(f"the weights do not fit this {type(model).__name__}: {listed} {what}.")
     with torch.no_grad():
-        model.load_state_dict(dict(weights), strict=False)
+        model.load_state_dict({**weights, **records}, strict=False)
+
+
+def _is_record(name: str) -> bool:
+    return name.rpartition(".")[2] == KEY
 
 
 def _saved_names(model: nn.Module) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import nn
 from fullrank.capture.wrappers import bare
 from fullrank.errors import OutputError
 from fullrank.remedies import repairs_in
+from fullrank.remedies.applied import of_adapters
 from fullrank.remedies.record import KEY
 
 __all__ = ["check_new", "save_repaired"]
@@ -44,8 +45,9 @@ def check_new(directory: str | os.PathLike[str]) -> Path:
 def save_repaired(model: nn.Module, directory: str | os.PathLike[str], *companions: Any) -> Path:
     """Write a model with the record of its repairs into a new directory, whole or not at all.
 
-    Models of Hugging Face are saved as they save themselves. Of others the weights are written in safetensors; the
-    program that builds the model is not saved. `load_repaired`, and a SPEC of the directory, put the repairs in place.
+    Models of Hugging Face are saved as they save themselves. Of others, and of repaired models with adapters, all
+    weights are written in safetensors; the program that builds the model is not saved. `load_repaired`, and a SPEC of
+    the directory, put the repairs in place.
 
     Args:
         model: repaired or not.
@@ -65,7 +67,8 @@ def save_repaired(model: nn.Module, directory: str | os.PathLike[str], *companio
     except OSError as error:
         raise OutputError(f"--out {str(place)!r} cannot be written: {error.strerror or error}.") from None
     try:
-        if hasattr(network, "save_pretrained"):
+        alone = of_adapters(network) and any(one["structural"] for one in repairs_in(network))
+        if hasattr(network, "save_pretrained") and not alone:
             network.save_pretrained(made)
         else:
             from safetensors.torch import save_model
