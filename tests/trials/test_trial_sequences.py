@@ -89,6 +89,13 @@ def test_sequences_without_a_target_are_left_out_and_nothing_diverges(shift):
     assert math.isfinite(course.final)
 
 
+def test_sequences_that_may_have_no_target_are_counted_in_a_note():
+    assert of_batches(labelled(8)).notes == (
+        "4 held-out sequences may have no target, and are left out where they give no loss.",
+    )
+    assert of_batches([{"input_ids": ids, "labels": ids} for ids in text(8)]).notes == ()
+
+
 def test_a_sequence_of_one_real_token_is_left_out_of_next_tokens():
     model, (ids,) = Bigram().eval(), text(1)
     mask = torch.ones_like(ids)

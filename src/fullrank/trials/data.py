@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fullrank.errors import TrialError
 from fullrank.trials.objective import Example, LossFunction, Objective, objective_for
-from fullrank.trials.sequences import cut, sequences_in
+from fullrank.trials.sequences import cut, have_targets, sequences_in
 from fullrank.trials.task import Task
 
 __all__ = ["Data", "of_batches", "of_task"]
@@ -123,6 +123,10 @@ def of_batches(
         raise TrialError(
             "no held-out sequence has a target: their labels are all -100, or they are single tokens; give more data."
         )
+
+    unsure = sum(int((~have_targets(one)).sum()) for one in held_out if not isinstance(one, Example))
+    if unsure:
+        notes += (f"{unsure} held-out sequences may have no target, and are left out where they give no loss.",)
 
     def training(seed: int) -> list[Any]:
         if not seed:

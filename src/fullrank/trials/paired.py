@@ -48,10 +48,10 @@ class Difference:
 def paired(variant: Sequence[Sequence[float]], as_it_is: Sequence[Sequence[float]]) -> Difference:
     """The difference in loss with its interval.
 
-    d_si is the difference of sequence i under seed s. What varies is the luck of a training and which sequences were
-    held out: se² = Var_s(d̄_s·)/S + Var_i(d̄_·i)/I, with Welch's and Satterthwaite's degrees of freedom. It is not below
-    the error of either alone. Of one seed the first term is unknown and left out: the interval then holds for this
-    training and not for another.
+    d_si is the difference of sequence i under seed s. Two things vary, the luck of a training and which sequences were
+    held out: se² = Var_s(d̄_s·)/S + Var_i(d̄_·i)/I, with Welch's and Satterthwaite's degrees of freedom, so that se is
+    never smaller than the standard error of either alone. With one seed the first term is unknown and left out: the
+    interval then holds for this one training, and another may end outside it.
 
     Args:
         variant: its loss of every held-out sequence, for each seed.

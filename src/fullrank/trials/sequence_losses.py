@@ -31,7 +31,7 @@ def by_logits(loss: Tensor, logits: Tensor | None, labels: Tensor) -> Tensor | N
         return None
     if not logits.shape[-1] > int(labels.max()) or bool(((labels < 0) & (labels != IGNORED)).any()):
         return None
-    logits = logits.detach()
+    logits, labels = logits.detach(), labels.to(logits.device)
     rules = [(logits, labels)] + ([(logits[:, :-1], labels[:, 1:])] if labels.ndim == 2 else [])
     found = []
     for said, targets in rules:
