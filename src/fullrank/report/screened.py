@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any, Literal, get_args
@@ -185,8 +185,17 @@ class Screened:
     @property
     def share(self) -> float | None:
         """Median share of the way that the deciding numbers came; None where there is none to come."""
-        shares = [share for one in self.deciding if (share := one.share) is not None]
-        return median(shares) if shares else None
+        return _median(self.deciding)
+
+    @property
+    def share_besides(self) -> float | None:
+        """That of the other numbers, likeness and residual where the failure is another; it decides nothing."""
+        return _median(one for one in self.restored if one not in self.deciding)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the other numbers stay away from where they should be, whatever the deciding ones do."""
+        return self.share_besides is not None and self.share_besides < _HALF
 
     @property
     def idle(self) -> bool:
@@ -226,6 +235,11 @@ class Screened:
         change = record.get("change")
         given["change"] = None if change is None else LossChange(**_known(LossChange, change))
         return cls(**given)
+
+
+def _median(numbers: Iterable[Restored]) -> float | None:
+    shares = [share for one in numbers if (share := one.share) is not None]
+    return median(shares) if shares else None
 
 
 def _known(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,52 +163,16 @@ class Screening:
     @property
     def table(self) -> pandas.DataFrame:
         """One line a variant, in order; `rank` is NA where nothing was trained."""
-        import pandas as pd
+        from fullrank.report.screening_tables import variants
 
-        lines = []
-        for row in self.rows:
-            change = row.change
-            lines.append(
-                {
-                    "variant": row.variant,
-                    "rank": self.rank(row),
-                    "kind": row.kind,
-                    "exactness": row.exactness,
-                    "parameters": row.parameters,
-                    "group": row.group,
-                    "restored": row.share,
-                    "identity_distance": row.identity_distance,
-                    "loss": row.loss,
-                    "change": None if change is None else change.mean,
-                    "low": None if change is None else change.low,
-                    "high": None if change is None else change.high,
-                    "seeds": None if change is None else change.seeds,
-                    "sequences": None if change is None else change.sequences,
-                    "trained": row.trained,
-                    "learning_rate": row.learning_rate,
-                    "widest_rate": row.widest_rate,
-                    "extra_parameters": row.extra_parameters,
-                    "seconds_ratio": row.seconds_ratio,
-                    "note": row.note,
-                }
-            )
-        integers = dict.fromkeys(("rank", "seeds", "sequences", "extra_parameters"), "Int64")
-        numbers = ("restored", "identity_distance", "loss", "change", "low", "high", "learning_rate", "widest_rate")
-        types = integers | dict.fromkeys((*numbers, "seconds_ratio"), "Float64") | {"trained": "boolean"}
-        return pd.DataFrame(lines).astype(types)
+        return variants(self)
 
     @property
     def restored(self) -> pandas.DataFrame:
-        """One line for every number of every variant: before, after, reference, null and the share of the way."""
-        import pandas as pd
+        """One line for every number of every variant: before, after, reference, null, target and share of the way."""
+        from fullrank.report.screening_tables import numbers
 
-        names = ["variant", "metric", "place", "before", "after", "reference", "null", "share"]
-        lines = [
-            [row.variant, one.metric, one.place, one.before, one.after, one.reference, one.null, one.share]
-            for row in self.rows
-            for one in row.restored
-        ]
-        return pd.DataFrame(lines, columns=names).astype(dict.fromkeys(names[3:], "Float64"))
+        return numbers(self)
 
     # ---------------------------------------------------------------- pictures and files
 

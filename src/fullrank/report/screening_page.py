@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from fullrank.report.embedded import script_safe
 from fullrank.report.glossary import term
 from fullrank.report.page import rendered, text_of_template
+from fullrank.report.screening_columns import columns
 from fullrank.report.screening_figure import differences, metrics_of, profiles
-from fullrank.report.screening_words import MEANINGS, columns
+from fullrank.report.screening_words import MEANINGS
 from fullrank.report.style import TEMPLATE
 from fullrank.report.wording import number
 

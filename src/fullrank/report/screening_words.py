@@ -1,18 +1,19 @@
-"""What a screening says, in sentences and cells: the same on the terminal and on the page."""
+"""What a screening says, in sentences: the same on the terminal and on the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fullrank.report.wording import MISSING, number
+from fullrank.report.screening_columns import change_words
+from fullrank.report.wording import number
 
 if TYPE_CHECKING:
     from fullrank.report.screened import Screened
     from fullrank.report.screening import Screening
 
-__all__ = ["MEANINGS", "Column", "change_words", "columns", "number_columns", "said"]
+__all__ = ["MEANINGS", "said"]
 
 MEANINGS = {
     "restores": "its numbers came at least half of the way to where they should be",
@@ -24,7 +25,6 @@ MEANINGS = {
     "failed in training": "it was applied, and the training stopped with an error",
     "could not be applied": "the model is untouched",
 }
-_NUMBERS = 3  # of the failures, in columns of their own
 _BY_CHANCE = 0.025  # of variants that do nothing: their 95 % interval lies below 0
 
 
@@ -121,26 +121,38 @@ def _overlap(one: Screened, other: Screened) -> bool:
 def _untrained(screening: Screening) -> str:
     groups = screening.groups()
     restoring = groups.get("restores", ())
+    what = _compared(screening)
     judged = len(restoring) + len(groups.get("does not restore", ()))
     if not judged:
         parts = [_none(screening, "judged by its numbers")]
     elif restoring:
         names = _listed([row.variant for row in restoring])
         if judged == 1:
-            parts = [f"The one candidate restores the profile: {names}."]
+            parts = [f"The one candidate restores {what}: {names}."]
         else:
             verb = _verb(restoring, "restores", "restore")
-            parts = [f"{len(restoring)} of {judged} candidates {verb} the profile: {names}."]
+            parts = [f"{len(restoring)} of {judged} candidates {verb} {what}: {names}."]
     else:
         none = "The one candidate does not restore" if judged == 1 else f"None of the {judged} candidates restores"
-        parts = [f"{none} the profile."]
+        parts = [f"{none} {what}."]
     parts.extend(_left_out(screening, judged, "judged by their numbers"))
-    idle = [row.variant for row in restoring if row.idle]
+    leaving = [row.variant for row in restoring if row.leaves]
+    if leaving:
+        other = next(one for row in restoring if row.leaves for one in row.restored if one not in row.deciding)
+        parts.append(f"With {_listed(leaving)} {other.metric} stays away from where it should be.")
+    idle = [row.variant for row in screening.candidates if row.idle and _somewhere(row)]
     if idle:
         parts.append(f"With {_listed(idle)} the network does next to nothing, which restores every profile.")
     tail = "--steps 150 trains each and ranks by loss." if screening.candidates else ""
     parts.append("Nothing was trained, so that nothing is ranked" + (f"; {tail}" if tail else "."))
     return " ".join(parts)
+
+
+def _compared(screening: Screening) -> str:
+    """What is restored or not: the failures' own numbers by name, or the profile where no failure is named."""
+    first = next((row for row in screening.rows if row.restored), None)
+    own = [one.metric for one in first.deciding if one.failure] if first is not None else []
+    return _listed(list(dict.fromkeys(own))) if own else "the profile"
 
 
 def _none(screening: Screening, done: str) -> str:
@@ -167,122 +179,6 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-class Column(NamedTuple):
-    """A column of the table of variants.
-
-    Attributes:
-        name: for templates.
-        heading: as it is read.
-        words: of a variant.
-        width: characters.
-        right: whether numbers stand in it.
-    """
-
-    name: str
-    heading: str
-    words: Callable[[Screened], str]
-    width: int
-    right: bool = True
-
-
-def columns(screening: Screening) -> list[Column]:
-    """Those in which something stands, the most important first.
-
-    Args:
-        screening: whose variants are listed.
-
-    Returns:
-        The columns; the variant's name and rank are beside them.
-    """
-    trained = [
-        Column("loss", "loss", loss_words, 8),
-        Column("change", "against as it is, 95 %", change_words, 24),
-    ]
-    seen = [
-        Column("distance", "from identity", lambda row: number(row.identity_distance), 8),
-        Column("restored", "before → after", restored_words, 15, right=False),
-    ]
-    rates = [
-        Column("rate", "best rate", lambda row: rate_words(row.learning_rate), 7),
-        Column("widest", "widest rate", lambda row: rate_words(row.widest_rate), 7),
-    ]
-    costs = [
-        Column("added", "added numbers", lambda row: count_words(row.extra_parameters), 8),
-        Column("seconds", "time of a step", lambda row: ratio_words(row.seconds_ratio), 7),
-    ]
-    kind = Column("exactness", "exactness", lambda row: row.exactness or row.kind, 16, right=False)
-    found = [*trained, *seen, *rates, kind, *costs] if screening.ranked else [*seen[::-1], kind, *costs]
-    return [one for one in found if any(one.words(row) != MISSING for row in screening.rows)]
-
-
-def number_columns(screening: Screening) -> list[Column]:
-    """A column for each of the numbers that decide, the first of the gravest failure first.
-
-    Args:
-        screening: whose numbers are listed.
-
-    Returns:
-        At most three, or one where no failure is named.
-    """
-    first = next((row for row in screening.rows if row.restored), None)
-    if first is None:
-        return []
-    own = [index for index, one in enumerate(first.restored) if one.failure][:_NUMBERS] or [0]
-    return [
-        Column(
-            f"restored {index}",
-            f"{first.restored[index].metric.replace('_', ' ')} before → after",
-            _at(index),
-            15,
-            False,
-        )
-        for index in own
-    ]
-
-
-def _at(index: int) -> Callable[[Screened], str]:
-    return lambda row: restored_words(row, index)
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return number(value) if value < 0 else f"+{number(value)}"
-
-
-def change_words(row: Screened) -> str:
-    """`−0.812 [−0.900, −0.724]`, with what to think of it where the interval holds 0."""
-    if row.change is None:
-        return MISSING
-    if row.change.low is None or row.change.high is None:
-        return f"{signed(row.change.mean)}, no interval"
-    return f"{signed(row.change.mean)} [{signed(row.change.low)}, {signed(row.change.high)}]"
-
-
-def loss_words(row: Screened) -> str:
-    """The loss, or that it diverged."""
-    if row.loss is None:
-        return MISSING
-    return "diverged" if math.isinf(row.loss) else number(row.loss)
-
-
-def rate_words(rate: float | None) -> str:
-    """A learning rate with two digits."""
-    return MISSING if rate is None else f"{rate:.1e}".replace("e-0", "e−").replace("e-", "e−").replace(".0e", "e")
-
-
-def restored_words(row: Screened, index: int = 0) -> str:
-    """A number before and after: `0.990 → 0.310`."""
-    if len(row.restored) <= index:
-        return MISSING
-    one = row.restored[index]
-    return f"{number(one.before)} → {number(one.after)}"
-
-
-def count_words(count: int | None) -> str:
-    """`+1,024`, or 0."""
-    return MISSING if count is None else f"+{count:,}" if count else "0"
-
-
-def ratio_words(ratio: float | None) -> str:
-    """`1.12×`."""
-    return MISSING if ratio is None or math.isnan(ratio) else f"{ratio:.2f}×"
+def _somewhere(row: Screened) -> bool:
+    """Whether any of its numbers came most of the way."""
+    return any(one.share is not None and one.share >= 0.5 for one in row.restored)

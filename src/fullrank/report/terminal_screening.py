@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
-from fullrank.report.screening_words import MEANINGS, Column, columns, number_columns
+from fullrank.report.screening_columns import Column, columns, number_columns
+from fullrank.report.screening_words import MEANINGS
 from fullrank.report.terminal import next_steps, noted
 from fullrank.report.terminal_prediction import plain_words
 from fullrank.report.wording import number
