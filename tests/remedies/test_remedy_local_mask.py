@@ -9,10 +9,17 @@ from torch.nn import functional
 from fullrank.remedies.local_mask import LocalMask
 
 
-def _near(T, window, side, first):
+def _near(T, window, side, starts, first):
+    """(batch, 1, T, T); `starts` are the columns of the first real tokens."""
     return torch.tensor(
-        [[(abs(t - s) < window or s < first) and (side == "both" or s <= t) for s in range(T)] for t in range(T)]
-    )
+        [
+            [
+                [(abs(t - s) < window or start <= s < start + first) and (side == "both" or s <= t) for s in range(T)]
+                for t in range(T)
+            ]
+            for start in starts
+        ]
+    )[:, None]
 
 
 @pytest.mark.parametrize(("window", "side", "first"), [(None, "both", 0), (2, "past", 1), (1, "both", 2)])
@@ -23,7 +30,9 @@ def test_what_is_far_is_hidden_beside_what_is_hidden(mask, window, side, first):
     with repaired_and_seen(case, "local-mask", **parameters) as (_, calls):
         for call in [call for call in calls() if call.part == "self"]:
             T = call.s.shape[-1]
-            near = _near(T, T // 2 if window is None else window, side, first)
+            padding = case.batch.get("attention_mask")
+            starts = [0] * len(call.s) if padding is None else padding.argmax(1).tolist()
+            near = _near(T, T // 2 if window is None else window, side, starts, first)
             s = call.s.masked_fill(~near, float("-inf"))
             rows = real_rows(case, call) & (call.visible & near).any(-1)
             assert rows.any()

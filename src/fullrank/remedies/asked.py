@@ -87,9 +87,19 @@ def _pairs(names: Prescription) -> Iterable[tuple[str, Mapping[str, Any]]]:
             raise RemedyError(f"a remedy is named by text, and {type(text).__name__} was given.")
         name, _, query = text.partition("?")
         try:
-            yield name, dict(options_of(query, f"remedy {text!r}"))
+            yield name, {one: _number(value) for one, value in options_of(query, f"remedy {text!r}")}
         except SpecError as reason:
             raise RemedyError(str(reason)) from None
+
+
+def _number(value: Any) -> Any:
+    """What is a number in Python and not in JSON: `.5`, `5.`, `+1`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _word(value: Any) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fullrank.edit import Call, Edit
 from fullrank.errors import RemedyError
-from fullrank.remedies.dense_map import dense_map
+from fullrank.remedies.dense_map import dense_map, refuse_other_maps
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -39,6 +39,7 @@ class Deflated:
 
     def __call__(self, call: Call, output: Tensor) -> Tensor:
         """The output (batch, heads, queries, width) without its part in the leading left singular vectors."""
+        refuse_other_maps(call, "deflate-attention")
         with torch.autocast(output.device.type, enabled=False):
             return self._deflated(call, output)
 
@@ -113,6 +114,8 @@ def leading_left_vectors(A: Tensor, k: int, iterations: int, start: Tensor) -> T
     limits=(
         "Not for causal attention: a singular vector knows all tokens, and every query would see later ones. Causal "
         "calls are left alone, and a model that has no others is refused; use center-attention there.",
+        "Refused where a kernel has sinks, and beside remedies that compute attention themselves (softcap, softpick, "
+        "learned-sink) where the model shows queries and keys.",
         "The singular vectors count as constants in the backward pass: gradients of queries and keys are those of the "
         "projected output, not those of the vectors.",
         "Where s_k and s_{k+1} are equal, what is removed jumps with rounding; where s_k is in the bulk, some of what "

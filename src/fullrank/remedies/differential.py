@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from fullrank.capture.reading import visible_in
 from fullrank.edit import Call, Edit
-from fullrank.errors import RemedyError
+from fullrank.errors import EditError, RemedyError
+from fullrank.remedies.dense_map import refuse_other_maps
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -43,8 +44,14 @@ class Differential(nn.Module):
 
     def forward(self, call: Call, output: Tensor) -> Tensor:
         """The output (batch, heads, queries, width), less a share of what the second map gives."""
+        refuse_other_maps(call, "differential")
+        if call.softcap is not None or (call.weights is not None and call.query is not None):
+            raise EditError(
+                f"differential makes its second map by softmax, and the first of {call.place.path} is capped or put in."
+            )
         share = (self.strength + self.delta)[:, None, None]
-        difference = output - (share * self._second(call).to(share.dtype)).to(output.dtype)
+        second = self._second(call)[..., : output.shape[-1]]  # what is beyond is another edit's padding
+        difference = output - (share * second.to(share.dtype)).to(output.dtype)
         if self.gain is None:
             return difference / (1 - self.strength)
         normed = functional.rms_norm(difference.to(self.gain.dtype), self.gain.shape, self.gain, 1e-5)
@@ -58,17 +65,15 @@ class Differential(nn.Module):
                 tau = self.tau.to(call.logits.dtype)[:, None, None]
                 visible = visible_in(call.logits)
                 s = torch.where(visible, tau * torch.where(visible, call.logits, 0), call.logits)  # no 0 · ∞ backward
-                return _product(s.softmax(-1), call.value)
+                A = s.softmax(-1)
+                if call.weights is not None:  # exactly the first map at τ = 1, whatever another edit has put there
+                    A = call.weights.to(A.dtype) + (A - call.logits.softmax(-1))
+                return _product(A, call.value)
             tau = self.tau if self.tau.ndim == 2 else self.tau[:, None]
             return _kernel(call, call.query * tau.to(call.query.dtype)[:, None, :])
 
 
 def _kernel(call: Call, query: Tensor) -> Tensor:
-    if call.weights is not None or call.attend is not None or call.softcap is not None or call.sink is not None:
-        raise RemedyError(
-            f"differential makes its second map by softmax, and that of {call.place.path} is made otherwise (capped, "
-            "with a sink, or replaced by another remedy)."
-        )
     assert call.key is not None
     mask, causal = call.mask, call.causal
     if call.window is not None:
@@ -130,8 +135,12 @@ def _product(A: Tensor, value: Tensor) -> Tensor:
         "From τ = 1 it does nothing until it is trained.",
         "The rows of the difference sum to (1 − λ)/(1 − λ_init), so one outlier stays: partial centring, of strength λ "
         "at τ = 0.",
-        "Attention dropout is drawn for the first map alone. With rotary positions, factors per feature make scores "
-        "depend on absolute positions too.",
+        "Attention dropout is drawn for the first map alone, and for both alike in models that softmax by themselves. "
+        "With rotary positions, factors per feature make scores depend on absolute positions too.",
+        "Its second map is a softmax of what the kernel is given after all remedies: caps, sinks and maps that are put "
+        "in, by the model's kernel or by another remedy, are refused where queries and keys are shown.",
+        "Put remedies that change what comes out of the kernel before it in a list: center-attention, and learned-sink "
+        "in models that softmax by themselves. After it they act on the first map alone.",
         "Models that softmax by themselves show no queries: only second=temperature fits them, and their biases are "
         "scaled with the scores.",
     ),

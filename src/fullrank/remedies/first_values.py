@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from fullrank.edit import Call, Carried, Edit, carry, together
+from fullrank.capture import undisturbed
+from fullrank.edit import Call, Carried, Edit, carry, rewrite_attention, together
 from fullrank.edit.rewriting import After, Before
 from fullrank.errors import EditError
-from fullrank.remedies.patient import Patient, Site
+from fullrank.remedies.patient import Patient, Seen, Site
 from fullrank.remedies.score_carrying import layers_of
 
 __all__ = ["FirstValues", "Putting", "with_first_values"]
@@ -21,10 +24,13 @@ class FirstValues:
     Args:
         carried: what the layers of a forward share.
         firsts: (stack, part) → number of the first block call that attends.
+        widths: (stack, part) → columns of values beyond which other edits have put zeros alone, where they have.
     """
 
-    def __init__(self, carried: Carried, firsts: dict[tuple[str, str], int]) -> None:
-        self.carried, self.firsts = carried, firsts
+    def __init__(
+        self, carried: Carried, firsts: dict[tuple[str, str], int], widths: dict[tuple[str, str], int]
+    ) -> None:
+        self.carried, self.firsts, self.widths = carried, firsts, widths
 
     def first(self, call: Call) -> bool:
         """Whether it is the first layer's."""
@@ -34,20 +40,28 @@ class FirstValues:
         """Keep V_1."""
         self.carried.put((call.place.stack, call.place.part), call.value)
 
-    def of(self, call: Call) -> Tensor:
+    def of(self, call: Call, V: Tensor) -> Tensor:
         """V_1, for a later layer.
 
+        Args:
+            call: the layer's.
+            V: its values.
+
         Returns:
-            As wide and long as the call's own.
+            As wide and long as these: cut to the columns that are no padding, and padded as these are.
 
         Raises:
             EditError: where it has another form.
         """
-        first: Tensor = self.carried.get((call.place.stack, call.place.part))
-        if first.shape != call.value.shape:
+        key = call.place.stack, call.place.part
+        first: Tensor = self.carried.get(key)
+        wide, width = V.shape[-1], self.widths.get(key)
+        if width is not None and first.shape[:-1] == V.shape[:-1] and width <= wide != first.shape[-1]:
+            return functional.pad(first[..., :width], (0, wide - width))
+        if first.shape != V.shape:
             raise EditError(
                 f"the first layer's values {tuple(first.shape)} cannot be used in {call.place.path}, where they are "
-                f"{tuple(call.value.shape)}."
+                f"{tuple(V.shape)}."
             )
         return first
 
@@ -85,9 +99,10 @@ def with_first_values(
     Raises:
         RemedyError: where layers do not go together.
     """
-    firsts = {key: calls[0].place.layer for key, calls in layers_of(patient, remedy).items()}
+    layers = layers_of(patient, remedy)
+    firsts = {key: calls[0].place.layer for key, calls in layers.items()}
     carried = Carried()
-    values = FirstValues(carried, firsts)
+    values = FirstValues(carried, firsts, _widths(patient, layers))
 
     def later(site: Site) -> bool:
         return any(call.place.layer > firsts[call.place.stack, call.place.part] for call in site.calls)
@@ -108,3 +123,22 @@ def with_first_values(
     edit = together(edits)
     edit.where = where
     return edit
+
+
+def _widths(patient: Patient, layers: dict[tuple[str, str], list[Seen]]) -> dict[tuple[str, str], int]:
+    """The narrowest values of each stack and part, where some are wider and have zeros beyond."""
+    widths = {key: [one.value_width for one in calls] for key, calls in layers.items()}
+    padded = {key: min(several) for key, several in widths.items() if min(several) < max(several)}
+    if not padded:
+        return {}
+    others: set[tuple[str, str]] = set()
+
+    def look(call: Call) -> Call:
+        key = call.place.stack, call.place.part
+        if key in padded and bool((call.value[..., padded[key] :] != 0).any()):
+            others.add(key)
+        return call
+
+    with undisturbed(patient.model), torch.no_grad(), rewrite_attention(patient.model, patient.anatomy, before=look):
+        patient.forward()
+    return {key: width for key, width in padded.items() if key not in others}

@@ -7,9 +7,11 @@ from torch import Tensor
 from fullrank.edit import Call, Edit
 from fullrank.edit.rewriting import After, Before
 from fullrank.remedies.first_values import FirstValues, Putting, with_first_values
+from fullrank.remedies.own_keys import LIMIT, at_own_keys, own_keys, paired
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
+from fullrank.remedies.scores import per_query_head
 
 __all__ = ["neutreno"]
 
@@ -17,15 +19,16 @@ __all__ = ["neutreno"]
 class _Returning:
     """O_ℓ ← A V_ℓ + λ(V_1 − V_ℓ) for ℓ ≥ 2."""
 
-    def __init__(self, values: FirstValues, strength: float) -> None:
-        self.values, self.strength = values, strength
+    def __init__(self, values: FirstValues, strength: float, *, paired: bool) -> None:
+        self.values, self.strength, self.paired = values, strength, paired
 
     def __call__(self, call: Call, output: Tensor) -> Tensor:
         if self.values.first(call):
             return output
-        lost = (self.values.of(call) - call.value)[..., -call.queries :, :]  # a cache has tokens before the queries
-        groups = output.shape[1] // lost.shape[1]
-        return output + self.strength * (lost if groups == 1 else lost.repeat_interleave(groups, 1))
+        V = call.value[..., : output.shape[-1]]  # what is beyond is another edit's padding
+        lost = self.values.of(call, V) - V
+        lost = at_own_keys(lost, call.queries, own_keys(call, "neutreno", paired=self.paired))
+        return output + self.strength * per_query_head(lost, output.shape[1])
 
 
 @remedy(
@@ -43,8 +46,7 @@ class _Returning:
     parameters=(Parameter("strength", "λ; 0.6 for DeiT-tiny, 0.4 where others compared it", 0.6, low=0.0, high=10.0),),
     limits=(
         "Changes the function at once and by much: for models that are trained with it.",
-        "Queries are taken for the last tokens among the keys, as in training and with a growing cache; a cache of "
-        "fixed length breaks that.",
+        LIMIT,
         "All layers of a stack must have values of one form: as many heads, as wide, for the same tokens.",
     ),
     cost="two sums of values per layer; fused kernels stay; no parameters",
@@ -56,6 +58,6 @@ def neutreno(patient: Patient, *, strength: float = 0.6) -> Edit:
         return Putting(values)
 
     def after(site: Site, values: FirstValues) -> After:
-        return _Returning(values, strength)
+        return _Returning(values, strength, paired=paired(site))
 
     return with_first_values(patient, "neutreno", before, after)

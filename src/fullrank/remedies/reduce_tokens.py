@@ -117,6 +117,9 @@ def _short(number: float) -> str:
         "Where there is a class token the final states are fewer, and a head that averages them weighs each alike: set "
         "restore for such a head.",
         "The paper's repository was not available: its update of pooled tokens and A_DC are readings of the text.",
+        "Tokens are chosen by the order of scores: in half precision others may be chosen where scores are close.",
+        "With compensate=false a window of which nothing was dropped leaves a token, the mean of all patches, that is "
+        "attended to as others are.",
         "Under activation checkpointing a second forward before the backward pass of the first is not supported.",
         "Venues and numbers of the papers on merging and pruning were not verified.",
     ),

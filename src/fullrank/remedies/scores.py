@@ -88,7 +88,7 @@ def visible_numbers(call: Call) -> Tensor:
 def scores(
     call: Call, rows: Rows = slice(None), bend: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The scores of some queries as they are softmaxed, s = bend(scale · QKᵀ) + bias.
+    """The scores of some queries as they are softmaxed, s = bend(scale · QKᵀ) + bias; under autocast as without.
 
     Args:
         call: the call.
@@ -98,6 +98,11 @@ def scores(
     Returns:
         (batch, heads, rows, keys) in float32 or wider, very low where hidden; and what is visible, as by `seen_in`.
     """
+    with torch.autocast(call.value.device.type, enabled=False):
+        return _scores(call, rows, bend)
+
+
+def _scores(call: Call, rows: Rows, bend: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor | None]:
     seen = seen_in(call, rows)
     if call.logits is not None:
         s = call.logits[..., rows, :]
@@ -139,7 +144,7 @@ def attended(call: Call, weigh: Callable[[Call, Rows], Tensor]) -> Tensor:
         weigh: the map of some queries, (batch, heads, rows, keys).
 
     Returns:
-        (batch, heads, queries, width of values).
+        (batch, heads, queries, width of values), in the type of the values; products are in float32 at least.
     """
     blocks = list(row_blocks(call))
     if len(blocks) == 1:
@@ -149,8 +154,11 @@ def attended(call: Call, weigh: Callable[[Call, Rows], Tensor]) -> Tensor:
 
 
 def _output(call: Call, rows: Rows, weigh: Callable[[Call, Rows], Tensor]) -> Tensor:
-    A = weigh(call, rows)
-    return A.to(call.value.dtype) @ per_query_head(call.value, A.shape[1])
+    with torch.autocast(call.value.device.type, enabled=False):
+        A, V = weigh(call, rows), call.value
+        wide = torch.promote_types(V.dtype, torch.float32)
+        output: Tensor = A.to(wide) @ per_query_head(V, A.shape[1]).to(wide)
+        return output.to(V.dtype)
 
 
 def whole_mask(call: Call) -> Tensor | None:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.edit import Call, Edit
-from fullrank.errors import RemedyError
+from fullrank.remedies.own_keys import LIMIT, at_own_keys, own_keys, paired
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
+from fullrank.remedies.scores import per_query_head
 from fullrank.remedies.visible_mean import visible_mean
 
 __all__ = ["shaped"]
@@ -30,10 +31,12 @@ class Shaped(nn.Module):
         alpha: α at first.
         beta: β at first.
         gamma: γ at first; None for no such part.
+        paired: whether there was a key for every query when the model was repaired.
     """
 
-    def __init__(self, heads: int, alpha: float, beta: float, gamma: float | None) -> None:
+    def __init__(self, heads: int, alpha: float, beta: float, gamma: float | None, *, paired: bool = True) -> None:
         super().__init__()
+        self.paired = paired
         self.alpha = nn.Parameter(torch.full((heads,), alpha))
         self.beta = nn.Parameter(torch.full((heads,), beta))
         self.gamma = None if gamma is None else nn.Parameter(torch.full((heads,), gamma))
@@ -41,22 +44,11 @@ class Shaped(nn.Module):
     def forward(self, call: Call, output: Tensor) -> Tensor:
         """The output (batch, heads, queries, width), shaped."""
         shaped = self.beta.to(output.dtype)[:, None, None] * output
-        shaped = shaped + self.alpha.to(output.dtype)[:, None, None] * _own_values(call, output.shape[1])
+        own = at_own_keys(call.value, call.queries, own_keys(call, "shaped", paired=self.paired))
+        shaped = shaped + self.alpha.to(output.dtype)[:, None, None] * per_query_head(own, output.shape[1])
         if self.gamma is None:
             return shaped
         return shaped - self.gamma.to(output.dtype)[:, None, None] * visible_mean(call)
-
-
-def _own_values(call: Call, heads: int) -> Tensor:
-    # I V: a kernel's causal flag counts from the first token, and queries that continue a cache are the last ones
-    first = 0 if call.causal and call.mask is None else call.keys - call.queries
-    if call.queries > call.keys:
-        raise RemedyError(
-            f"shaped needs a value for every query, and {call.place.path} has {call.queries} queries for {call.keys} "
-            "keys."
-        )
-    own = call.value[..., first : first + call.queries, :]
-    return own if own.shape[1] == heads else own.repeat_interleave(heads // own.shape[1], 1)
 
 
 @remedy(
@@ -88,6 +80,9 @@ def _own_values(call: Call, heads: int) -> Tensor:
         "From `identity` it does nothing until it is trained.",
         "The papers' blocks have no skips, zero queries and value and output weights that are the identity: this is "
         "their attention alone, and in a block with skips `skipless` and `value-skipinit` change much less.",
+        "U is uniform over the visible keys, as C of the papers is where there are no position biases: with biases the "
+        "map at zero queries is softmax(bias), which `skipless` does not cancel.",
+        LIMIT,
         "Temperatures that depend on depth and width are no part of it: see temperature.",
         "As a block without norms it reached NaN elsewhere at depth 18: a start at the identity bounds no training.",
     ),
@@ -97,6 +92,6 @@ def shaped(patient: Patient, *, start: str = "identity") -> Edit:
     """Give the identity, the map and the uniform part of every self-attention strengths of their own."""
 
     def make(site: Site) -> Shaped:
-        return Shaped(site.first.heads, *_STARTS[start])
+        return Shaped(site.first.heads, *_STARTS[start], paired=paired(site))
 
     return patient.rewrite("shaped", after=make)

@@ -218,9 +218,9 @@ def _times(tensor: Tensor, tau: Tensor) -> Tensor:
         "entropy is calibrated on this batch, on at most four million scores of a call; a module that is called "
         "several "
         "times, on its first call; a head that cannot meet the target keeps τ = 1.",
-        "balance assumes weights of variance 1/d and attention near uniform; where tokens are nearly alike it asks "
-        "for a τ "
-        "that makes attention one-hot, hence `most`.",
+        "balance assumes weights of variance 1/d and full attention near uniform: causal attention is given the τ* of "
+        "full attention over all tokens of a sequence. Where tokens are nearly alike it asks for a τ that makes "
+        "attention one-hot, hence `most`.",
     ),
     cost="one product on the queries; fused kernels stay; one number per head",
 )

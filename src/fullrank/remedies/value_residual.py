@@ -40,9 +40,9 @@ class ValueResidual(nn.Module):
         V = call.value
         if self.mix is None:
             first, own = self._fixed
-            return call.change(value=first * self.values.of(call) + own * V)
+            return call.change(value=first * self.values.of(call, V) + own * V)
         mix = self.mix.to(torch.promote_types(V.dtype, torch.float32))
-        return call.change(value=(mix[0] * self.values.of(call) + mix[1] * V).to(V.dtype))
+        return call.change(value=(mix[0] * self.values.of(call, V) + mix[1] * V).to(V.dtype))
 
 
 @remedy(

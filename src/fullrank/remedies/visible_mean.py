@@ -38,7 +38,8 @@ class Visible:
 
         O(T) where all queries share a row of the mask, causal and windowed included: by running sums, within blocks of
         the window's length where there is one, so that no difference of long sums is taken. A mask with a row for every
-        query costs one product, O(T²). Sums are in float32 at least, of bfloat16 by a product that accumulates in it.
+        query costs one product, O(T²). Sums are in float32 at least, of bfloat16 by a product that accumulates in it;
+        under autocast too, where the product of values in float32 is then one in float32.
 
         Args:
             X: (batch, heads, keys, width); with a mask that differs between heads, one of its heads for each of X's.
@@ -48,7 +49,8 @@ class Visible:
             query sees nothing.
         """
         if self.mask is not None and self.mask.shape[-2] > 1:
-            return self._product(X, self.mask)
+            with torch.autocast(X.device.type, enabled=False):
+                return self._product(X, self.mask)
         V = X.to(torch.promote_types(X.dtype, torch.float32))
         if self.mask is None and not self.causal and self.window is None:
             return V.mean(-2, keepdim=True).to(X.dtype)
