@@ -32,6 +32,7 @@ class KernelCall:
         visible: who is visible, beside `mask` and `causal`, where no tensor says it.
         bias: what is added to the scores, beside `mask`, as a function of a range of queries and of keys.
         real: (batch, queries) and (batch, keys) bool, which are tokens, where the kernel was told.
+        unknown: why the map of the call cannot be known, though it is attention; empty where it can.
         scale: of the scores; None for 1/√width.
         softcap: scores become softcap · tanh(scores / softcap).
         sink: (heads,) learned logits that take part in the softmax and are dropped.
@@ -61,6 +62,7 @@ class KernelCall:
     visible: Mask | None = None
     bias: Callable[[slice, slice], Tensor] | None = None
     real: tuple[Tensor, Tensor] | None = None
+    unknown: str = ""
 
 
 def shapes_only(call: KernelCall) -> KernelCall:

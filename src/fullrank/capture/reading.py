@@ -117,7 +117,12 @@ def read(call: KernelCall, batch: int, *, heads: int | None = None, masks: MaskR
 
     Returns:
         The map, its values and its causality.
+
+    Raises:
+        Unreadable: where they cannot be known.
     """
+    if call.unknown:
+        raise Unreadable(call.unknown)
     call = _sequences_first(call, batch, heads)  # twice is once: then the first axis is the batch
     shape = shape_of(call, batch, heads)
     if call.weights is not None:

@@ -39,7 +39,9 @@ def rewrite_attention(
     """Make attention calls with other queries, keys, values or masks, and hand on another output.
 
     The model's own kernel runs, on what `before` makes of the call; only a call whose map is replaced is computed as a
-    product. Of several edits of one call the first made changes it first and its output last.
+    product. Of several edits of one call the first made changes it first and its output last; every `after` sees the
+    call as all of them made it. One of them at most may replace the kernel (`attend`), which happens last wherever it
+    was made.
 
     `before` and `after` may be modules: then they become children of the modules that call the kernel, under `name`, so
     that optimisers, `state_dict`, `to()` and DDP find their parameters; undoing takes them out again, with the values
@@ -50,7 +52,8 @@ def rewrite_attention(
         anatomy: what `capture.survey` found.
         before: `call → call`, by `call.change(query=…, key=…, value=…, mask=…, bias=…, scale=…, logits=…, weights=…)`.
         after: `call, output → output`, (batch, heads, queries, width of values); where `before` widened the values, as
-            with columns of zeros that a kernel needs, it may cut the output to the width that they had.
+            with columns of zeros that a kernel needs, it may cut the output to the width that they had. To what acts
+            after that, the values are cut alike.
         stack: only in this stack.
         layer: only in this block call.
         part: only this part: `self`, `cross`, `self.1`, …
@@ -164,7 +167,8 @@ class _Rewrite:
         layout = self.places[0].layout
         batch = None if stream is None else layout.sizes(stream.shape)[0]
         given = None if stream is None else layout.tokens(stream)
-        mode = Rewriting(self.before, self.after, self.take, path, batch, heads_of(forward.module), given)
+        heads = heads_of(forward.module)
+        mode = Rewriting(self.before, self.after, self.take, path, batch, heads, given, forward.running)
         forward.running.append(mode)
         try:
             with mode:

@@ -24,6 +24,10 @@ class Call:
     A fused kernel shows Q, K and V before their heads are repeated, and no scores. A model that softmaxes itself shows
     its scores, its map and V, and no Q and K. Immutable; `change` makes another one.
 
+    Of several edits of a call, `before` of the first made runs first, on what the model made, that of the next on what
+    came of it, and `after` of the first made runs last. Every `after` sees the call as it was made in the end; only
+    what an edit cut off the output again is missing in `value`.
+
     Attributes:
         place: stack, layer, part and path of the call.
         kernel: what the model calls: `scaled_dot_product_attention`, a key of a dispatch table, or `softmax`.
@@ -40,7 +44,7 @@ class Call:
         softcap: c, where the kernel makes c·tanh(s/c) of the scores s; stays as it is.
         sink: logits, one per head, of a key without a value that the kernel adds; stay as they are.
         attend: `call → output`, (batch, heads, queries, width of values): what computes the output in the kernel's
-            place, where Q and K are shown. It is called with the call as all edits have made it.
+            place, where Q and K are shown. It is called with the call as all edits have made it; one edit can set it.
         input: (sequences, tokens, width), what the calling module was given, as gates read it; None where it is given
             no such tensor.
     """

@@ -9,14 +9,17 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from fullrank.capture.dispatch import LOCK
+from fullrank.edit.announcing import announced
 from fullrank.edit.call import Call
+from fullrank.edit.chain import Chain, settled
 from fullrank.edit.forwards import EditedForward
-from fullrank.edit.rewriting import Rewriting
+from fullrank.edit.packed import PackedCall, documents_of
 from fullrank.errors import EditError
 
 __all__ = ["Lease", "lease_for"]
@@ -52,33 +55,23 @@ class Redirect:
                 mode.busy = False
 
     def _rewritten(self, forward: EditedForward, given: dict[str, Any], rest: tuple[Any, ...]) -> Any:
-        made: list[tuple[Rewriting, Call]] = []
-        replaced: Call | None = None  # its map, or its kernel
-        for mode in reversed(forward.running):
-            place = mode.take()
-            if place is None:
-                continue
-            call = _call(self.key, place, given)
-            changed = mode.begin(call)
-            _write(self.key, given, call, changed)
-            if changed.weights is not None or changed.attend is not None:
-                if replaced is not None and (replaced.attend is not None or changed.attend is not None):
-                    raise EditError(
-                        f"attention in {mode.path} is computed in the kernel's place by another edit already; only one "
-                        "can do that."
-                    )
-                replaced = changed
-            made.append((mode, changed))
-        if replaced is not None:
-            last = made[-1][1]
-            output = last.change(weights=replaced.weights, attend=replaced.attend).product()
-            others = (replaced.weights,)
+        chain = Chain(forward.running)
+        final: Call | None = None
+        if chain.place is not None:
+            call = _call(self.key, chain.place, given)
+            final = chain.begin(call, partial(settled, keep_bias="position_bias" in given))
+            _write(self.key, given, call, final)
+        others: tuple[Any, ...]
+        if final is not None and (final.weights is not None or final.attend is not None):
+            output = announced(final, final.product)
+            others = (final.weights,)
         else:
             keywords = {name: item for name, item in given.items() if name not in _NAMES}
             returned = self.function(*(given.get(name) for name in _NAMES), *rest, **keywords)
+            if final is None:
+                return returned
             output, others = returned[0].transpose(1, 2), tuple(returned[1:])
-        for mode, changed in reversed(made):
-            output = mode.end(changed, output)
+        output = chain.end(final, output)
         return (output.transpose(1, 2).contiguous(), *others)
 
 
@@ -94,15 +87,19 @@ def _call(key: str, place: Any, given: dict[str, Any]) -> Call:
     whole = "flash" in key or "flex" in key  # other kernels are told of caps and sinks too, and leave them out
     if isinstance(mask, Tensor) and mask.ndim == 2:  # (batch, keys): which are no padding
         mask = mask[:, None, None, :keys].bool()
-    return Call(
+    causal, window = bool(flag) and not full and query.shape[2] > 1, None if full else given.get("sliding_window")
+    documents = documents_of(key, given, causal=causal, window=window) if mask is None else None
+    seen: Any = mask[..., :keys] if isinstance(mask, Tensor) else mask if documents is None else documents
+    kind = Call if documents is None else PackedCall
+    return kind(
         place=place,
         kernel=key,
         query=query,
         key=given["key"],
         value=given["value"],
-        mask=mask[..., :keys] if isinstance(mask, Tensor) else mask,
-        causal=bool(flag) and not full and query.shape[2] > 1,
-        window=None if full else given.get("sliding_window"),
+        mask=seen,
+        causal=causal and documents is None,
+        window=window if documents is None else None,
         bias=given.get("position_bias"),
         scale=given.get("scaling"),
         softcap=given.get("softcap") if whole else None,
@@ -116,7 +113,7 @@ def _write(key: str, given: dict[str, Any], call: Call, changed: Call) -> None:
         given["scaling"] = changed.scale
     if not changed.changed_mask(call):
         return
-    if "flash" in key or "flex" in key:
+    if "flash" in key or "flex" in key or isinstance(call, PackedCall):
         raise EditError(
             f"the mask of {changed.place.path} cannot be changed: the kernel {key!r} takes none; use "
             "attn_implementation='sdpa' or 'eager'."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fullrank.capture.softmax import SOFTMAX, axes_of_product, spelt_out
+from fullrank.edit.announcing import announced
 from fullrank.edit.call import Call
+from fullrank.edit.chain import Chain, settled
 from fullrank.edit.fitting import broadcasts
 from fullrank.edit.layout import KernelLayout
 from fullrank.edit.looked_into import looked_into, unflatten
+from fullrank.edit.made_map import MadeMap, inverse
 from fullrank.edit.places import Place
 from fullrank.edit.softmaxes import CARRY, PRODUCTS, Softmax, Softmaxes, fits, give_up
 from fullrank.errors import EditError
@@ -22,10 +26,11 @@ from fullrank.errors import EditError
 __all__ = ["After", "Before", "Rewriting"]
 
 Before = Callable[[Call], Call]
-"""Called before the kernel; returns the call, changed by `Call.change` or not."""
+"""Called before the kernel; returns the call, changed by `Call.change` or not. Sees what edits made earlier changed."""
 
 After = Callable[[Call, Tensor], Tensor]
-"""Called after the kernel with the call as it was made and its output (batch, heads, queries, width)."""
+"""Called after the kernel with the call as all edits made it, those made later too, and its output (batch, heads,
+queries, width)."""
 
 
 class Rewriting(TorchFunctionMode):
@@ -42,6 +47,7 @@ class Rewriting(TorchFunctionMode):
         batch: sequences in what the module was called with.
         heads: that the module states.
         given: the stream that the module was called with, as (sequences, tokens, width), or None.
+        running: all that rewrite calls of the module now, this one among them, outermost first.
     """
 
     def __init__(
@@ -53,8 +59,10 @@ class Rewriting(TorchFunctionMode):
         batch: int | None,
         heads: int | None,
         given: Tensor | None = None,
+        running: list[Any] | None = None,
     ) -> None:
         super().__init__()
+        self._running: list[Rewriting] = [self] if running is None else running
         self.before, self.after, self.given = before, after, given
         self.path, self.batch, self.heads = path, batch, heads
         self.calls = 0
@@ -134,7 +142,7 @@ class Rewriting(TorchFunctionMode):
             with self:
                 return looked_into(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
-            return self._fused(func, args, kwargs)
+            return self._alone(lambda: self._fused(func, args, kwargs))
         name = getattr(func, "__name__", "")
         if name in SOFTMAX:
             output = func(*args, **kwargs)
@@ -152,16 +160,26 @@ class Rewriting(TorchFunctionMode):
 
     # ------------------------------------------------------------ fused kernels
 
+    def _alone(self, run: Callable[[], Any]) -> Any:
+        """Run the call for all that rewrite it: neither its kernel nor what edits compute is a call of the module."""
+        for mode in self._running:
+            mode.busy = True
+        try:
+            return run()
+        finally:
+            for mode in self._running:
+                mode.busy = False
+
     def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        place = self.take()
-        if place is None:
+        chain = Chain(self._running)
+        if chain.place is None:
             return func(*args, **kwargs)
         given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
         query, key, value = given["query"], given["key"], given["value"]
         mask = given.get("attn_mask")
         layout = KernelLayout.of(query, self.batch, self.heads, self.path)
         call = Call(
-            place=place,
+            place=chain.place,
             kernel="scaled_dot_product_attention",
             query=layout.fold(query),
             key=layout.fold(key),
@@ -170,9 +188,9 @@ class Rewriting(TorchFunctionMode):
             causal=bool(given.get("is_causal", False)),
             scale=given.get("scale"),
         )
-        changed = self.begin(call)
+        changed = chain.begin(call, settled)
         if changed.weights is not None or changed.attend is not None:
-            output = changed.product()
+            output = announced(changed, changed.product)
             like = query
         else:
             for name in ("query", "key", "value"):
@@ -185,7 +203,7 @@ class Rewriting(TorchFunctionMode):
             given["scale"] = changed.scale
             like = func(**given)
             output = layout.fold(like)
-        return layout.unfold(self.end(changed, output), like, "output")
+        return layout.unfold(chain.end(changed, output), like, "output")
 
     # ------------------------------------------------------------ models that softmax themselves
 
@@ -197,10 +215,7 @@ class Rewriting(TorchFunctionMode):
         softmax = self._softmaxes.find(weights)
         if softmax is None or not fits(softmax, weights, value):
             return func(*args, **kwargs)
-        place = self.take()
-        if place is None:
-            return func(*args, **kwargs)
-        return self._made(place, softmax, weights, value, None, func)
+        return self._alone(lambda: self._made(softmax, weights, value, None, func))
 
     def _einsum(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         equation, *factors = args
@@ -218,20 +233,17 @@ class Rewriting(TorchFunctionMode):
             weights, value = factors[mine].permute(orders[0]), factors[other].permute(orders[1])
             if not fits(softmax, weights, value):
                 continue
-            place = self.take()
-            if place is None:
-                break
 
             def run(weights: Tensor, value: Tensor, orders: Any = orders, first: bool = mine == 0) -> Tensor:
-                pair = weights.permute(_inverse(orders[0])), value.permute(_inverse(orders[1]))
+                pair = weights.permute(inverse(orders[0])), value.permute(inverse(orders[1]))
                 return func(equation, *(pair if first else pair[::-1])).permute(orders[2])  # type: ignore[no-any-return]
 
-            return self._made(place, softmax, weights, value, orders[0], run).permute(_inverse(orders[2]))
+            made = self._alone(partial(self._made, softmax, weights, value, orders[0], run))
+            return made.permute(inverse(orders[2]))
         return func(*args, **kwargs)
 
     def _made(
         self,
-        place: Place,
         softmax: Softmax,
         weights: Tensor,
         value: Tensor,
@@ -242,52 +254,34 @@ class Rewriting(TorchFunctionMode):
         keys = weights.shape[-1]
         full = softmax.logits if order is None or softmax.logits.ndim != len(order) else softmax.logits.permute(order)
         rows = full if full.ndim > weights.ndim else weights  # what has sequences and heads apart
+        chain = Chain(self._running)
+        if chain.place is None:
+            return run(weights, value)
         layout = KernelLayout.of(rows, self.batch, self.heads, self.path)
-        folded, scores = layout.fold(weights), full[..., :keys]
+        folded = layout.fold(weights)
         call = Call(
-            place=place,
+            place=chain.place,
             kernel="softmax",
             value=layout.fold(value),
             weights=folded,
-            logits=layout.fold(scores).reshape(folded.shape),
+            logits=layout.fold(full[..., :keys]).reshape(folded.shape),
         )
-        changed = self.begin(call)
+        made = MadeMap(softmax, weights, value.dtype, order, full, layout)
+        changed = chain.begin(call, made.settle)
         if changed.value is not call.value:
             value = layout.unfold(changed.value, value, "value")
-        if changed.weights is not call.weights or changed.logits is not call.logits or changed.changed_mask(call):
+        if made.weights is weights:
+            output = run(weights, value)
+        else:
             give_up(softmax.result)
-        if changed.weights is not call.weights:
-            assert changed.weights is not None
-            weights = layout.unfold(changed.weights, weights, "map").to(value.dtype)
-        elif changed.logits is not call.logits or changed.changed_mask(call):
-            assert changed.logits is not None
-            added = changed.additive()
-            logits = changed.logits if added is None else _masked(changed.logits, added)
-            new = layout.unfold(logits, scores, "scores")
-            if keys < full.shape[-1]:  # a sink takes part in the softmax and is dropped afterwards
-                new = torch.cat([new, full[..., keys:]], -1)
-            if order is not None and full.ndim == len(order):
-                new = new.permute(_inverse(order))
-            made = softmax.again(new.to(full.dtype))
-            weights = made if order is None else made.permute(order)
-        output = run(weights, value)
-        if self.after is None:
+            output = announced(changed, partial(run, made.weights, value))
+        if not chain.changes_output:
             return output
-        return layout.unfold(self.end(changed, layout.fold(output)), output, "output")
+        return layout.unfold(chain.end(changed, layout.fold(output)), output, "output")
 
 
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-def _masked(logits: Tensor, added: Tensor) -> Tensor:
-    if added.dtype == torch.bool:
-        return logits.masked_fill(~added, torch.finfo(logits.dtype).min)
-    return logits + added
-
-
 def _typed(mask: Tensor, query: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask.to(query.dtype)
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    return [order.index(axis) for axis in range(len(order))]
