@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from remedy_patients import build, stir
@@ -66,6 +68,7 @@ HOW = {
 
 @pytest.mark.parametrize("how", HOW)
 def test_of_several_parameters_those_without_a_part_are_named(how):
+    gc.collect()  # models of other tests that use the table of attention functions
     case = build("gpt2")
     state = everything(case.model)
     handle = apply(case, declared("head-gain", lambda heads: Parts(heads, HOW[how])))
@@ -86,6 +89,7 @@ def test_one_that_another_hides_at_0_is_heard():
 
 
 def test_none_that_has_a_part_is_refused():
+    gc.collect()  # models of other tests that use the table of attention functions
     case = build("gpt2")
     state = everything(case.model)
     with pytest.raises(RemedyError, match="idle was put in place and the output does not depend on it: it was undone"):

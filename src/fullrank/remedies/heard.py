@@ -77,7 +77,7 @@ def _still(model: nn.Module, forward: Forward, now: Tensor, group: Named, size: 
     """Those of a group that leave the output as it is however they are stirred; no gradient was seen of any."""
     if not group:
         return {}
-    with _stirred(list(group.values()), size, seed=1):
+    with _stirred(list(group.values()), size, seed=1, turned=True):
         if same(answer_of(model, forward), now):
             return dict(group)
     if len(group) == 1:
@@ -128,15 +128,16 @@ def _projected(answer: Tensor) -> Tensor:
 
 
 @contextmanager
-def _stirred(parameters: Sequence[nn.Parameter], size: float, seed: int = 0) -> Iterator[None]:
-    """Other values for a while."""
+def _stirred(parameters: Sequence[nn.Parameter], size: float, *, seed: int = 0, turned: bool = False) -> Iterator[None]:
+    """Other values for a while; `turned` to the other side of 0, for what acts in steps."""
     generator = torch.Generator().manual_seed(seed)
     kept = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():
             for p in parameters:
                 noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
-                p.copy_(torch.where(torch.isfinite(p), p, torch.zeros_like(p)) + size * noise)
+                value = torch.where(torch.isfinite(p), p, torch.zeros_like(p))
+                p.copy_((-2 * value if turned else value) + size * noise)
         yield
     finally:
         with torch.no_grad():
