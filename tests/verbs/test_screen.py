@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from fullrank.metrics import VOCABULARY
 from fullrank.remedies import CATALOGUE
 from fullrank.remedies.candidates import candidates_for
 from fullrank.report import Screening
+from fullrank.report.screened import Screened
 from fullrank.trials import RECOMMENDATIONS
-from fullrank.verbs.restored import _BY_FAILURE, _SCALES
+from fullrank.verbs.restored import _BY_FAILURE, _SCALES, compared, numbers_of, unread
 from fullrank.verbs.screen_arguments import joined
 from fullrank.zoo import Transformer, TransformerConfig
 from untouched import changes, everything
@@ -152,14 +154,20 @@ def test_an_interrupt_in_the_training_of_a_candidate_passes_and_the_model_is_as_
     assert [what for what in touched(before, model) if what != "attributes"] == []
 
 
-def test_a_candidate_under_which_no_attention_is_seen_could_not_be_read_and_the_reason_is_its_reports(stir):
-    model = zoo()
-    made = fullrank.screen(model, BATCH, remedies=["softpick", "residual-scale"])
-    row = made["softpick"]
+def test_a_candidate_under_which_the_stack_is_not_seen_could_not_be_read_and_the_reason_is_its_reports(deep):
+    _, _, made = deep
+    before = made.profiles["as it is"]
+    said = "stack backbone: no token attention was seen in its 2 blocks."
+    notes = [*before.about.get("notes", ()), said]
+    elsewhere = before.rows.map(lambda row: replace(row, stack="backbone"))
+    after = replace(before, rows=elsewhere, about={**before.about, "notes": notes})
+    numbers = numbers_of(before)
+    row = Screened("x", restored=compared(numbers, before, after))
     assert row.group == "could not be read"
     assert all(one.after is None for one in row.restored)
-    assert "no token attention was seen" in row.note
-    assert made["residual-scale"].note == ""
+    assert unread(numbers, before, after) == said
+    assert unread(numbers, before, before) == ""
+    assert "could not be read" in unread(numbers, before, replace(after, about=before.about))
 
 
 def test_an_interrupt_in_the_middle_of_a_candidate_leaves_nothing_behind(stir):
