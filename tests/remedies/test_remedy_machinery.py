@@ -277,7 +277,7 @@ def test_a_failing_proof_takes_everything_back():
 
     hook = case.model.ln_f.register_forward_pre_hook(fails)
     try:
-        with pytest.raises(StopError):
+        with pytest.raises(RemedyError, match="does not run on this batch: StopError"):
             fullrank.repair(case.model, ["scaled-init", "attn-scale", "layer-scale"], batch=case.batch)
     finally:
         hook.remove()

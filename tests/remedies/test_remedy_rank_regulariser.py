@@ -73,7 +73,7 @@ def test_it_is_added_to_the_loss_in_training_alone():
     with fullrank.repair(model, "rank-regulariser", batch=batch) as repair:
         torch.testing.assert_close(model.eval()(**batch).loss, plain, rtol=0, atol=0)
         trained = model.train()(**batch).loss
-        torch.testing.assert_close(trained, plain + model.fullrank_rank_regulariser.value(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(trained, plain + model.fullrank_rank_regulariser.value().float(), rtol=1e-6, atol=0)
         assert float(repair.penalty()) == 0  # the loss has it
         assert float(trained.detach()) > float(plain.detach()) + 0.01
 
