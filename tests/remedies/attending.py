@@ -135,9 +135,13 @@ def _repeat(tensor: Tensor, heads: int) -> Tensor:
 
 
 def _windowed(padded: bool = False) -> Case:
-    """Mistral: causal, each query sees four keys."""
+    """Mistral: causal, each query sees four keys; padded on the right."""
     config = hf.MistralConfig(**kinds.TEXT, num_key_value_heads=2, sliding_window=4)
-    return _drawn(hf.MistralModel(config), {"input_ids": kinds.ids(), "use_cache": False})
+    batch: dict[str, Any] = {"input_ids": kinds.ids(), "use_cache": False}
+    if padded:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][0, -2:] = 0
+    return _drawn(hf.MistralModel(config), batch)
 
 
 def _drawn(model: Any, batch: dict[str, Any]) -> Case:
@@ -171,9 +175,28 @@ MASKS: dict[str, Callable[[], Case]] = {
         _kind, "llama_eager", attention_mask=torch.tensor([[1] * 6 + [0] * 3, [1] * 9, [1] * 8 + [0]])
     ),
     "causal window": _windowed,
+    "causal window, padded": functools.partial(_windowed, padded=True),
     "biased": functools.partial(_kind, "t5"),
 }
 """Models by what their attention sees. GQA: all llamas and the window; biases: the last."""
+
+
+def seen_by_hand(name: str, case: Case, queries: int, keys: int) -> Tensor:
+    """Who sees whom, (batch or 1, 1, queries, keys), from the padding, causality and window alone, by loops."""
+    padding = case.batch.get("attention_mask")
+    real = torch.ones(1, keys) if padding is None else padding
+    return torch.tensor(
+        [
+            [
+                [
+                    bool(row[s]) and (s <= t or "causal" not in name) and (s > t - 4 or "window" not in name)
+                    for s in range(keys)
+                ]
+                for t in range(queries)
+            ]
+            for row in real
+        ]
+    )[:, None]
 
 
 def tolerance(mask: str) -> float:

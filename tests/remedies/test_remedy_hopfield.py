@@ -176,7 +176,9 @@ def test_with_a_skip_averaging_adds_nothing():
     plain = without_skips("hopfield?average=0&skip=0.5", norm=False, skip_scale=1.0)[LAYERS]
     mha = without_skips("hopfield?skip=0.5", norm=False, skip_scale=1.0)[LAYERS]
     torch.testing.assert_close(mha, plain, rtol=0.05, atol=0)
-    assert plain[-1] > 0.05
+    for one in (plain, mha):  # the card's numbers where seeds agree; at layer 12 the range of ten seeds
+        torch.testing.assert_close(one[:3], torch.tensor([0.985, 0.97, 0.90], dtype=one.dtype), rtol=0.15, atol=0)
+        assert 0.07 < one[-1] < 0.16
 
 
 def test_with_a_skip_and_a_norm_averaging_adds_nothing():
