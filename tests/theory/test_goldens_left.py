@@ -6,7 +6,7 @@ from golden import golden, names
 
 TRAINED = "needs a training run: for the study of the paper"
 CHECKPOINT = "needs a checkpoint or data that the package registries do not carry"
-SCATTERED = "ten seeds lie between .076 and .150 at layer 12; their median is .115 there and .38 at layer 8, below the card"
+SCATTERED = "ten seeds: .076 to .150 at layer 12; the median is .115, at layer 8 .38, below the card"
 
 LEFT = {
     **dict.fromkeys(("mtg-mini-loss", "mtg-mini-loss-fix", "mtg-loss-authors", "mtg-loss-authors-fix"), TRAINED),

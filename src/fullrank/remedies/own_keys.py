@@ -52,7 +52,8 @@ def own_keys(call: Call, remedy: str, *, paired: bool) -> Tensor | None:
     if told and call.queries == 1 and mask is None:
         return torch.full((1, 1), call.keys - 1, device=call.value.device)
     by_row = isinstance(mask, Tensor) and mask.shape[-2] == call.queries
-    if told and by_row and (call.queries == 1 or mask.stride(-2) != 0):
+    by_row = by_row and (call.queries == 1 or (mask is not None and mask.stride(-2) != 0))
+    if told and by_row:
         seen = seen_in(call)
         assert seen is not None
         places = torch.arange(call.keys, device=seen.device)
