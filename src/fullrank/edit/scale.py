@@ -50,7 +50,7 @@ def scale_branch(
     """
     chosen = branches.chosen(stack, layer, branch)
     registered = isinstance(by, nn.Parameter | nn.Module)
-    if registered:
+    if isinstance(by, nn.Parameter | nn.Module):
         refuse_wrapped(model, by)
     turns_of: dict[tuple[str, int | str], set[int]] = {}
     calls = {one.path: one.calls for one in chosen}

@@ -125,14 +125,15 @@ def numbers_of(report: Report) -> tuple[Number, ...]:
     found: dict[tuple[str, str, str], Number] = {}
     for verdict in verdicts:
         own = [
-            Number(*where[:1], verdict.stack, *where[1:], verdict.name) for where in _BY_FAILURE.get(verdict.name, ())
+            Number(metric, verdict.stack, site, part, how, verdict.name)
+            for metric, site, part, how in _BY_FAILURE.get(verdict.name, ())
         ]
         for number in [one for one in own if one.of(report) is not None] or own[:1]:
             found.setdefault((number.metric, number.stack, number.site), number)
     stacks = [str(one["name"]) for one in report.about.get("stacks", ())]
     for stack in dict.fromkeys([one.stack for one in verdicts] or stacks[:1]):
-        for metric, *rest in _ALWAYS:
-            number = Number(metric, stack, *rest)
+        for metric, site, part, how in _ALWAYS:
+            number = Number(metric, stack, site, part, how)
             if number.of(report) is not None:
                 found.setdefault((metric, stack, number.site), number)
     return tuple(found.values())
