@@ -53,6 +53,7 @@ NO_METRICS = {
     *("note", "warn", "fail", "sinks", "numerics", "heads", "float8_e4m3"),  # severities, verdicts, a column, a dtype
     *("predict", "examine", *field_names(Architecture), *SHORTHANDS),  # verbs, and what an architecture is described by
     *("repair", "screen", "none", *CATALOGUE),  # verbs, what a parameter may be, and names of remedies
+    *("cu_seq_lens_q", "cu_seq_lens_k", "save_pretrained", "peft"),  # what other libraries call theirs
     *("permuted_null", "svdvals", "fully_shard"),  # functions, of fullrank.metrics, torch.linalg and torch.distributed
 }
 
