@@ -23,6 +23,14 @@ CASES = [
     for patient in patients_of(CATALOGUE[text.split("?")[0]].acts_on)
     if (text.split("?")[0], patient) not in REFUSED and (text, patient) not in REFUSED
 ]
+QUICK = ("gpt2", "bert", "zoo_vision", "zoo_state_space")
+"""Further settings go through the contract on these in the ordinary run, and on all others in the slow one."""
+
+
+def marked(remedy, patient):
+    """One case; slow where it is a further setting on one more patient."""
+    slow = "?" in remedy and patient not in QUICK
+    return pytest.param(remedy, patient, id=f"{remedy}-{patient}", marks=[pytest.mark.slow] if slow else [])
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +42,7 @@ def reference_path():
     torch.backends.mha.set_fastpath_enabled(before)
 
 
-@pytest.mark.parametrize(("remedy", "patient"), CASES, ids=[f"{r}-{p}" for r, p in CASES])
+@pytest.mark.parametrize(("remedy", "patient"), [marked(*case) for case in CASES])
 def test_life_of_a_repair(remedy, patient, tmp_path):
     """Applied, exact as declared, trained, saved, loaded into another model, refused a second time, undone."""
     case = build(patient)
