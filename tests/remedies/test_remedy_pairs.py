@@ -23,16 +23,20 @@ _SOFTMAX = "differential needs the map of a softmax"
 _OWN_SUM = "adds to its stream is not returned by modules|its branches were not found"
 _WIDER = "cannot be used in"
 
+_NORMS = "no norm before a branch|norms of .* stand otherwise"
+
 REFUSALS: dict[str, str] = {
-    "softpick": f"{_SOFTMAX}|{_OWN_KERNEL}",
+    "softpick": f"{_SOFTMAX}|{_OWN_KERNEL}|what the kernel was given could not be told",
     "softcap": f"{_SOFTMAX}|{_OWN_KERNEL}",
     "learned-sink": f"{_SOFTMAX}|{_OWN_KERNEL}",
     "differential": _SOFTMAX,
     "contranorm": _OWN_SUM,
     "hopfield": _WIDER,  # values are widened with what is carried
     "residual-scores": _WIDER,
-    "rezero": "no norm before a branch",
-    "batch-norm": "no norm before a branch",
+    "rezero": _NORMS,
+    "batch-norm": _NORMS,
+    "qkv-norm": _NORMS,
+    "sigma-reparam": "is no parameter or buffer",  # its weights are made of others
 }
 """First remedy → the reasons for which some do not go after it; every other pair goes together."""
 
