@@ -8,6 +8,27 @@ from typing import Annotated
 import typer
 
 from fullrank.cli.answers import answering
+from fullrank.cli.arguments import (
+    SPEC,
+    AllowPickle,
+    Context,
+    Contexts,
+    Data,
+    Device,
+    Documents,
+    Dtype,
+    Heads,
+    Html,
+    Images,
+    Init,
+    Json,
+    NoSpectrum,
+    OneSpec,
+    Seed,
+    Text,
+    TrustRemoteCode,
+    Verify,
+)
 from fullrank.report.verdict import Severity
 
 __all__ = ["app", "main"]
@@ -20,32 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_SPEC = (
-    "A Hugging Face hub id (bert-base-uncased), a local directory (./checkpoint), an architecture "
-    "('arch:vit?num_hidden_layers=24'), a config.json file, or python:package.module:factory."
-)
-
-Html = Annotated[Path | None, typer.Option("--html", metavar="PATH", help="Write the page to this file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
-NoSpectrum = Annotated[bool, typer.Option("--no-spectrum", help="Leave out singular values, the dear part.")]
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, metavar="S", help="Of random weights, random inputs and starting vectors.")
-]
-Context = Annotated[int | None, typer.Option(metavar="N", help="Tokens per sequence. [default: 512 or the model's]")]
-Contexts = Annotated[
-    str | None,
-    typer.Option(metavar="N,N,…", help="Also take every number at these lengths, and its slope: 256,1024,4096."),
-]
-Heads = Annotated[
-    str | None,
-    typer.Option(metavar="L.H,…", help="Singular values of these heads only: 3.5 is layer 3, head 5; or decoder.3.5."),
-]
-Verify = Annotated[
-    bool, typer.Option("--verify", help="Test suspicions: skip blocks, silence heads, and see what that changes.")
-]
-Documents = Annotated[int | None, typer.Option(metavar="N", help="How many sequences. [default: 8, or all images]")]
-
 
 @app.callback(invoke_without_command=True)
 def fullrank(
@@ -65,8 +60,8 @@ def fullrank(
 
 @app.command()
 def examine(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
-    init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC", help=SPEC, show_default=False)],
+    init: Init = False,
     revisions: Annotated[
         list[str] | None,
         typer.Option("--revision", metavar="R", help="Branch, tag or commit of a hub id; several make a series."),
@@ -77,20 +72,13 @@ def examine(
     ] = None,
     context: Context = None,
     contexts: Contexts = None,
-    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, cut into stretches.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="One document per line, field 'text'.")
-    ] = None,
-    images: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Image, directory or pattern; may be repeated.")
-    ] = None,
+    text: Text = None,
+    data: Data = None,
+    images: Images = None,
     documents: Documents = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="T", help="float32, bfloat16, float16 or float64. [default: the checkpoint's]"),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Most that weights may fill, such as 2GiB; the rest is read layer by layer."),
@@ -138,8 +126,8 @@ def examine(
     blocks: Annotated[
         str | None, typer.Option(metavar="PATH", help="The list of blocks, such as transformer.h.")
     ] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are only pickles.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     html: Html = None,
     json: Json = False,
 ) -> None:
@@ -183,7 +171,7 @@ def examine(
 
 @app.command()
 def predict(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    spec: OneSpec,
     context: Context = None,
     theories: Annotated[
         str | None, typer.Option(metavar="KEY,KEY,…", help="Only these theories. [default: all whose assumptions hold]")
@@ -226,19 +214,19 @@ def predict(
 
 @app.command()
 def repair(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    spec: OneSpec,
     names: Annotated[
         list[str],
         typer.Argument(metavar="REMEDY…", help="As `fullrank remedies` lists them: 'temperature?kind=log-context'."),
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Save the repaired model there.")] = None,
-    init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
+    init: Init = False,
     context: Context = None,
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to prove it on.")] = None,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights. [default: the checkpoint's]")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are only pickles.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -263,7 +251,7 @@ def repair(
 
 @app.command()
 def screen(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
+    spec: OneSpec,
     remedies: Annotated[
         list[str] | None,
         typer.Option(
@@ -287,20 +275,16 @@ def screen(
         bool,
         typer.Option("--recommendations", help="Also try what people recommend first: rates, warm-up, Adam's ε, …"),
     ] = False,
-    init: Annotated[bool, typer.Option("--init", help="Use the architecture's own random weights.")] = False,
+    init: Init = False,
     context: Context = None,
-    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, cut into stretches.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="One document per line, field 'text'.")
-    ] = None,
-    images: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Image, directory or pattern; may be repeated.")
-    ] = None,
+    text: Text = None,
+    data: Data = None,
+    images: Images = None,
     documents: Documents = None,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights. [default: the checkpoint's]")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are only pickles.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     seed: Seed = 0,
     html: Html = None,
     json: Json = False,
