@@ -30,18 +30,17 @@ def network(depth, width, context, seed=0):
 
 
 def shown(value):
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3g}"
 
 
 def untrained(found):
-    lines = ["| variant | group | " + " | ".join(f"{one.metric}, {one.place}" for one in found.as_it_is.restored)]
-    lines[0] += " | distance from the identity |"
-    lines.append("|---|---|" + "---:|" * (1 + len(found.as_it_is.restored)))
+    numbers = [(one.metric, one.place) for one in found.as_it_is.restored]
+    lines = ["| variant | group | " + " | ".join(", ".join(one) for one in numbers) + " | distance from the identity |"]
+    lines.append("|---|---|" + "---:|" * (1 + len(numbers)))
     for row in found.rows:
-        numbers = [f"{shown(one.before)} → {shown(one.after)}" for one in row.restored]
-        numbers = numbers or ["–"] * len(found.as_it_is.restored)
-        away = "–" if row.identity_distance is None else f"{row.identity_distance:.3f}"
-        lines.append(f"| {row.variant} | {row.group} | {' | '.join(numbers)} | {away} |")
+        restored = {(one.metric, one.place): f"{shown(one.before)} → {shown(one.after)}" for one in row.restored}
+        cells = " | ".join(restored.get(one, "–") for one in numbers)
+        lines.append(f"| {row.variant} | {row.group} | {cells} | {shown(row.identity_distance)} |")
     return lines
 
 

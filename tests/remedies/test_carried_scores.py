@@ -1,12 +1,13 @@
 """Carried scores as one attention call: the recursions, the concatenation, and what is lost where they are cut off."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch.nn import functional
 
-from fullrank.remedies.carried_scores import coefficients, concatenated, left_out, map_error, needed, steps
+from fullrank.remedies.carried_scores import coefficients, concatenated, left_out, needed, steps
 
 RULES = {
     "average from zero": {"rule": "average", "keeps": 0.3},
@@ -106,6 +107,12 @@ def test_the_least_number_of_layers_within_a_tolerance_is_kept():
     m = needed(counts, 1e-3)
     assert left_out(counts, m) <= 1e-3 < left_out(counts, m - 1)
     assert m == 10
+
+
+def map_error(left, largest):
+    """How far a row of the map can move: what is left out changes its scores by values within 2εS of each other, two
+    keys' odds by at most that, and the distance is largest where two sets of keys share the row evenly."""
+    return math.tanh(left * largest / 2)
 
 
 def test_cut_off_layers_move_no_row_beyond_the_bound():

@@ -13,6 +13,7 @@ import typer
 
 from fullrank.cli.answers import BAD_INPUT, FOUND
 from fullrank.cli.options import Feeding, Loading, Looking
+from fullrank.cli.outputs import tell_page
 from fullrank.cli.progress import Tell, progress
 from fullrank.errors import SpecError
 from fullrank.report import Report, Variants
@@ -76,8 +77,7 @@ def run(
         typer.echo(made.to_json())
     else:
         made.print(page_written=html is not None)
-    if html is not None:
-        typer.echo(f"\nThe page: {html.resolve()}" if not json else f"The page: {html.resolve()}", err=json)
+    tell_page(html, json=json)
     failed = made.failed if isinstance(made, Variants) else ()
     for one in failed:
         typer.echo(f"fullrank: {one.label} was not examined: {one.reason}", err=True)

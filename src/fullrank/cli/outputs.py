@@ -1,13 +1,15 @@
-"""Output paths are tried before any work is done."""
+"""Where pages go: tried before any work is done, and told at its end."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
+import typer
+
 from fullrank.errors import OutputError
 
-__all__ = ["check_writable"]
+__all__ = ["check_writable", "tell_page"]
 
 
 def check_writable(path: Path | None, *, option: str) -> None:
@@ -36,3 +38,15 @@ def check_writable(path: Path | None, *, option: str) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{shown}: {error.strerror or error}.") from None
+
+
+def tell_page(path: Path | None, *, json: bool) -> None:
+    """Say where the page lies, on standard error where standard output is JSON.
+
+    Args:
+        path: where it was written; None where none was asked for.
+        json: whether standard output is JSON and nothing else.
+    """
+    if path is not None:
+        start = "" if json else "\n"
+        typer.echo(f"{start}The page: {path.resolve()}", err=json)

@@ -12,6 +12,7 @@ import typer
 from numpy.typing import NDArray
 
 from fullrank.architecture import Architecture
+from fullrank.cli.outputs import tell_page
 from fullrank.cli.progress import progress
 from fullrank.errors import TheoryError
 from fullrank.report import Report
@@ -81,8 +82,7 @@ def run(
         Console().print(shown)
         if isinstance(shown, Overlay) and (said := of_overlaid(shown.reports)):
             typer.echo(f"\n{said}")
-    if html is not None:
-        typer.echo(f"\nThe page: {html.resolve()}" if not json else f"The page: {html.resolve()}", err=json)
+    tell_page(html, json=json)
 
 
 def varied(words: Sequence[str]) -> dict[str, NDArray[np.float64]]:

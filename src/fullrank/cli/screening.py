@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from fullrank.cli.options import Feeding, Loading, Looking
+from fullrank.cli.outputs import tell_page
 from fullrank.cli.progress import progress
 from fullrank.errors import TrialError
 from fullrank.spec import Subject
@@ -88,8 +89,7 @@ def run(
         typer.echo(found.to_json())
     else:
         found.print(page_written=html is not None)
-    if html is not None:
-        typer.echo(f"\nThe page: {html.resolve()}" if not json else f"The page: {html.resolve()}", err=json)
+    tell_page(html, json=json)
 
 
 def numbers(words: str | None) -> tuple[float, ...] | None:

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "coefficients", "concatenated", "left_out", "map_error", "needed", "steps"]
+__all__ = ["Step", "coefficients", "concatenated", "left_out", "needed", "steps"]
 
 Step = tuple[float, float]
 """(f, w) of h ← f h + w s."""
@@ -96,23 +96,6 @@ def needed(counts: Sequence[float], tolerance: float) -> int:
         m, at least 1.
     """
     return next(m for m in range(1, len(counts) + 1) if left_out(counts, m) <= tolerance)
-
-
-def map_error(left: float, largest: float) -> float:
-    r"""How far a row of the map can move when scores are cut off: total variation $\le \tanh(\epsilon S / 2)$.
-
-    What is left out changes the scores of one row by values that lie within 2εS of each other; two keys' odds change
-    by at most that, and the distance is largest where two sets of keys share the row evenly. The output of a head then
-    moves by at most that distance times the diameter of the values. The bound is attained.
-
-    Args:
-        left: ε.
-        largest: S, the largest absolute score that is left out.
-
-    Returns:
-        Half of the sum of absolute differences of a row, in [0, 1).
-    """
-    return math.tanh(left * largest / 2)
 
 
 def concatenated(

@@ -38,11 +38,7 @@ class Proof:
     def __str__(self) -> str:
         said = f", of which {self.nans:,} entries are NaN" if self.nans else ""
         if not self.acts:
-            return (
-                f"on this batch it changes nothing of the output{said}"
-                if said
-                else ("on this batch it changes nothing")
-            )
+            return f"on this batch it changes nothing{' of the output' if said else ''}{said}"
         if self.largest == float("inf"):
             return "the output has another form"
         if self.turned:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fullrank.capture.wrappers import bare
 from fullrank.edit.forwards import edits_in
 from fullrank.errors import RemedyError
-from fullrank.spec.loading import REPAIRS
+from fullrank.spec.repairs import REPAIRS
 
 __all__ = ["KEY", "Entry", "Recorded", "decoded", "named_alone", "prefix_in_weights", "record_in_weights", "repairs_in"]
 

