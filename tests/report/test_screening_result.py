@@ -134,6 +134,30 @@ def test_the_failures_own_numbers_decide_and_likeness_does_not():
     assert "no reference: the failure's own number has no reference" in " ".join(said.split())
 
 
+def test_a_failure_that_stays_is_not_hidden_by_others_that_are_undone():
+    merged = of("similarity", 1.0, 0.92, end=0.0, healthy="low", failure="rank-collapse-depth")
+    gradient = of("gradient_gain", 1e-4, 0.9, end=1.0, scale="log", failure="vanishing-or-exploding")
+    queries = of("elasticity_ratio", 1e-6, 0.3, end=1.0, healthy="high", scale="log", failure="query-key-starvation")
+    half = Screened("half", restored=(merged, gradient, queries))
+    assert half.shares == pytest.approx(
+        {"rank-collapse-depth": 0.08, "vanishing-or-exploding": 0.9886, "query-key-starvation": 0.9129}, abs=1e-3
+    )
+    assert half.share == pytest.approx(0.08)
+    whole = Screened("whole", restored=(replace(merged, after=0.1), gradient, queries))
+    none = Screened("none", restored=tuple(replace(one, after=0.999 * one.before) for one in half.restored))
+    made = Screening.of([replace(BASE, restored=half.restored), half, whole, none])
+    assert [(row.variant, row.group) for row in made.candidates] == [
+        ("whole", "restores"),
+        ("half", "restores in part"),
+        ("none", "does not restore"),
+    ]
+    assert "1 of 3 candidates restores similarity, gradient_gain and elasticity_ratio: whole." in made.said
+    assert (
+        "In part half does: for vanishing-or-exploding and query-key-starvation, not for rank-collapse-depth."
+        in made.said
+    )
+
+
 def test_where_the_failures_number_is_restored_and_likeness_is_not_it_is_said():
     likeness = of("similarity", 0.98, 0.97, healthy="low", end=0.0)
     own = of("elasticity_ratio", 0.1, 0.9, end=1.0, healthy="high", scale="log", failure="query-key-starvation")

@@ -16,6 +16,7 @@ Scale = Literal["linear", "log"]
 Group = Literal[
     "as it is",
     "restores",
+    "restores in part",
     "does not restore",
     "nothing to restore",
     "no reference",
@@ -183,9 +184,24 @@ class Screened:
         return tuple(one for one in self.restored if one.failure) or self.restored
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Of every failure the median share of the way that its own numbers came; of those that have a way to come.
+
+        Where no failure is named, of all numbers, under the empty name.
+        """
+        failures = dict.fromkeys(one.failure for one in self.deciding)
+        medians = {name: _median(one for one in self.deciding if one.failure == name) for name in failures}
+        return {name: share for name, share in medians.items() if share is not None}
+
+    @property
     def share(self) -> float | None:
-        """Median share of the way that the deciding numbers came; None where there is none to come."""
-        return _median(self.deciding)
+        """That of the failure that came least; None where there is no way to come."""
+        return min(self.shares.values(), default=None)
+
+    @property
+    def restored_failures(self) -> tuple[str, ...]:
+        """Failures whose numbers came at least half of the way."""
+        return tuple(name for name, share in self.shares.items() if share >= _HALF)
 
     @property
     def share_besides(self) -> float | None:
@@ -215,8 +231,11 @@ class Screened:
             return "could not be read"
         if not any(one.moved for one in self.restored):
             return "shows only in training"
-        if self.share is not None:
-            return "restores" if self.share >= _HALF else "does not restore"
+        if self.shares:
+            restored = len(self.restored_failures)
+            return (
+                "restores" if restored == len(self.shares) else "restores in part" if restored else "does not restore"
+            )
         missing = {one.missing for one in self.deciding if one.before is not None}
         if True in missing:  # and none of these could be read afterwards
             return "could not be read"

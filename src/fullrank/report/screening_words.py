@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["MEANINGS", "said"]
 
 MEANINGS = {
-    "restores": "its numbers came at least half of the way to where they should be",
+    "restores": "its numbers came at least half of the way to where they should be, for every failure that is named",
+    "restores in part": "its numbers did so for some of the failures that are named, and not for others",
     "does not restore": "its numbers came less than half of the way, or went away from there",
     "nothing to restore": "its numbers stood where they should be before",
     "no reference": "the failure's own number has no reference, so that nothing says where it should be",
@@ -122,7 +123,8 @@ def _untrained(screening: Screening) -> str:
     groups = screening.groups()
     restoring = groups.get("restores", ())
     what = _compared(screening)
-    judged = len(restoring) + len(groups.get("does not restore", ()))
+    partly = groups.get("restores in part", ())
+    judged = len(restoring) + len(partly) + len(groups.get("does not restore", ()))
     if not judged:
         parts = [_none(screening, "judged by its numbers")]
     elif restoring:
@@ -135,6 +137,7 @@ def _untrained(screening: Screening) -> str:
     else:
         none = "The one candidate does not restore" if judged == 1 else f"None of the {judged} candidates restores"
         parts = [f"{none} {what}."]
+    parts.extend(_in_part(partly))
     parts.extend(_left_out(screening, judged, "judged by their numbers"))
     leaving = [row.variant for row in restoring if row.leaves]
     if leaving:
@@ -146,6 +149,18 @@ def _untrained(screening: Screening) -> str:
     tail = "--steps 150 trains each and ranks by loss." if screening.candidates else ""
     parts.append("Nothing was trained, so that nothing is ranked" + (f"; {tail}" if tail else "."))
     return " ".join(parts)
+
+
+def _in_part(rows: Sequence[Screened]) -> list[str]:
+    """Which failures are undone and which are not, of those candidates that undo the same together."""
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for row in rows:
+        left = tuple(name for name in row.shares if name not in row.restored_failures)
+        alike.setdefault((row.restored_failures, left), []).append(row.variant)
+    return [
+        f"In part {_listed(names)} {'does' if len(names) == 1 else 'do'}: for {_listed(done)}, not for {_listed(left)}."
+        for (done, left), names in alike.items()
+    ]
 
 
 def _compared(screening: Screening) -> str:
