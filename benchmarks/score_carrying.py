@@ -116,7 +116,7 @@ def price(rounds):
     import torch
     from torch.nn import functional
 
-    from fullrank.remedies.carried_scores import coefficients, concatenated, steps
+    from fullrank.remedies.attention.carried_scores import coefficients, concatenated, steps
 
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(8, 1, 4, 1024, 64, generator=g) for _ in range(3))

@@ -76,7 +76,7 @@ def accuracy(model, data):
 
 def methods(keep, model, tokens):
     """Each way with the parameters at which it costs as much as frequency, or as little less as it can."""
-    from fullrank.remedies.token_schedule import Reducing, quarters, token_course, token_macs
+    from fullrank.remedies.tokens.token_schedule import Reducing, quarters, token_course, token_macs
 
     depth, width = model.config.depth, model.config.width
     layers = quarters(depth)

@@ -9,10 +9,10 @@ from calls import normal, shown
 import fullrank
 from fullrank.errors import EditError, RemedyError
 from fullrank.remedies import asked_for
-from fullrank.remedies.carried_scores import coefficients, steps
-from fullrank.remedies.scores import attended, scores
-from fullrank.remedies.softpick import Softpick
-from fullrank.remedies.visible_mean import visible_mean
+from fullrank.remedies.attention.carried_scores import coefficients, steps
+from fullrank.remedies.attention.scores import attended, scores
+from fullrank.remedies.attention.softpick import Softpick
+from fullrank.remedies.attention.visible_mean import visible_mean
 
 
 def carried(call, calls):

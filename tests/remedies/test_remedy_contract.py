@@ -159,4 +159,4 @@ def test_the_catalogue_says_what_users_need(remedy):
     for parameter in entry.parameters:
         assert parameter.range
         assert parameter.checked(remedy, parameter.default) == parameter.default or parameter.optional
-    assert (Path(__file__).parent / f"test_remedy_{remedy.replace('-', '_')}.py").exists()
+    assert list(Path(__file__).parent.rglob(f"test_remedy_{remedy.replace('-', '_')}.py"))

@@ -14,7 +14,7 @@ import typer
 from fullrank.cli.options import Feeding, Loading, Looking
 from fullrank.cli.progress import progress
 from fullrank.remedies import Repair, asked_for, repaired
-from fullrank.remedies.applied import Applied
+from fullrank.remedies.applying.applied import Applied
 from fullrank.spec.quiet import quiet
 from fullrank.verbs.load_repaired import loaded
 from fullrank.verbs.repair import call_for

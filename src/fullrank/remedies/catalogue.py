@@ -7,59 +7,62 @@ from types import MappingProxyType
 from typing import Final
 
 from fullrank.errors import RemedyError
-from fullrank.remedies import (
+from fullrank.remedies.attention import (
     attn_scale,
-    batch_norm,
-    bn_orthogonalise,
     center_attention,
-    contranorm,
-    deepnorm,
-    deepscale_init,
     deflate_attention,
     differential,
-    entropy_regulariser,
     feat_scale,
     gain_control,
-    holistic_norm,
     hopfield,
-    lambda_skip,
-    layer_scale,
-    layernorm_scaling,
     learned_sink,
     local_mask,
     neutreno,
-    orthogonal_init,
-    peri_norm,
-    polarise,
     position_gate,
     qk_clip,
     qk_norm,
-    qk_scale_init,
-    qkv_norm,
-    rank_regulariser,
-    reduce_tokens,
-    registers,
-    residual_scale,
     residual_scores,
-    rezero,
-    scaled_init,
     shaped,
-    sigma_reparam,
-    skip_init,
-    small_init,
     softcap,
     softpick,
-    t_fixup,
     temperature,
-    value_output_sign,
     value_residual,
 )
+from fullrank.remedies.loss import entropy_regulariser, rank_regulariser
 from fullrank.remedies.remedy import Remedy
+from fullrank.remedies.residual import (
+    batch_norm,
+    contranorm,
+    deepnorm,
+    holistic_norm,
+    lambda_skip,
+    layer_scale,
+    layernorm_scaling,
+    peri_norm,
+    qkv_norm,
+    registers,
+    residual_scale,
+    rezero,
+    skip_init,
+)
+from fullrank.remedies.state_space import polarise
+from fullrank.remedies.tokens import reduce_tokens
+from fullrank.remedies.weights import (
+    bn_orthogonalise,
+    deepscale_init,
+    orthogonal_init,
+    qk_scale_init,
+    scaled_init,
+    sigma_reparam,
+    small_init,
+    t_fixup,
+    value_output_sign,
+)
 from fullrank.spec.grammar import close_matches
 
 __all__ = ["CATALOGUE", "remedy_of"]
 
-_ROOMS = (
+_FILES = (
     center_attention,
     deflate_attention,
     gain_control,
@@ -108,7 +111,7 @@ _ROOMS = (
 )
 
 CATALOGUE: Final[Mapping[str, Remedy]] = MappingProxyType(
-    {one.name: one for room in _ROOMS for one in vars(room).values() if isinstance(one, Remedy)}
+    {one.name: one for file in _FILES for one in vars(file).values() if isinstance(one, Remedy)}
 )
 """By name: of attention, of weights, of the residual stream and its norms, of the loss, of tokens, of state spaces."""
 

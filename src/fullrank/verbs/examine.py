@@ -20,7 +20,7 @@ from fullrank.measure.chosen import ChosenHeads, Heads
 from fullrank.measure.spectra import SEQUENCES
 from fullrank.measure.summaries import Summaries
 from fullrank.measure.weights import weight_rows
-from fullrank.remedies.record import named_alone
+from fullrank.remedies.applying.record import named_alone
 from fullrank.report import Report
 from fullrank.spec import Inputs, Subject, inputs, subject_of
 from fullrank.table import Table

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fullrank.capture.wrappers import bare
 from fullrank.errors import RemedyError
 from fullrank.remedies import Asked, Repair, asked_for, repaired
-from fullrank.remedies.record import KEY, Entry, prefix_in_weights, record_in_weights
+from fullrank.remedies.applying.record import KEY, Entry, prefix_in_weights, record_in_weights
 from fullrank.spec import Spec, Subject, load, parse
 from fullrank.verbs.repair import call_for
 

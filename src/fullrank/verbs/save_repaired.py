@@ -14,8 +14,8 @@ from torch import nn
 from fullrank.capture.wrappers import bare
 from fullrank.errors import OutputError
 from fullrank.remedies import repairs_in
-from fullrank.remedies.applied import of_adapters
-from fullrank.remedies.record import KEY
+from fullrank.remedies.applying.applied import of_adapters
+from fullrank.remedies.applying.record import KEY
 
 __all__ = ["check_new", "save_repaired"]
 

@@ -1,0 +1,1 @@
+"""Putting remedies in force: asked for, applied, proved, recorded, undone."""

@@ -1,0 +1,1 @@
+"""Remedies at the attention call, and what several of them are made of."""

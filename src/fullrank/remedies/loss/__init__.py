@@ -1,0 +1,1 @@
+"""Remedies that add a term to the loss."""

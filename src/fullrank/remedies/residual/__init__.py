@@ -1,0 +1,1 @@
+"""Remedies of the residual stream: branches, skips and norms."""

@@ -1,0 +1,75 @@
+"""LayerNorm Scaling: what blocks read shrinks with their depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fullrank.edit import Edit, replace_module
+from fullrank.errors import RemedyError
+from fullrank.remedies.parameter import Parameter
+from fullrank.remedies.patient import Patient
+from fullrank.remedies.remedy import remedy
+from fullrank.remedies.residual.norm_changes import norms_in
+from fullrank.remedies.weighing import all_or_none
+
+__all__ = ["layernorm_scaling"]
+
+
+class Shrunk:
+    """N(X) times a number.
+
+    Args:
+        factor: the number.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the norm returns, smaller."""
+        return run(*args, **kwargs) * self.factor
+
+
+@remedy(
+    "layernorm-scaling",
+    "what blocks read shrinks with their depth",
+    addresses=("dead-depth", "vanishing-or-exploding"),
+    acts_on="norm",
+    exactness="init-only",
+    formula="X ← X + F(ℓ^−½·N(X)) in block ℓ = 1, 2, …, for each branch",
+    papers=("LayerNorm Scaling, NeurIPS 2025, arXiv 2502.05795",),
+    keys=("residual_scaling",),
+    parameters=(Parameter("power", "p of ℓ^−p", 0.5, low=0.0, high=2.0),),
+    limits=(
+        "For models whose branches read through a norm (pre-norm), to be trained from here; others are refused.",
+        "On a trained model deeper blocks read what they have not learnt to read.",
+        "It holds the growth of the stream with depth down; tokens still become alike.",
+        "Scaled initialisation alone gives 60 to 71 % of its gain in the paper's own tables, and is not to be combined "
+        "with it.",
+    ),
+    cost="one product per norm; it can be folded into the norm's gain; no parameters",
+)
+def layernorm_scaling(patient: Patient, *, power: float = 0.5) -> Edit:
+    """Multiply what each pre-norm returns."""
+    name = type(patient.model).__name__
+    found = norms_in(
+        patient, "read", why="layernorm-scaling acts on norms that branches read through; use residual-scale"
+    )
+    if all(norm.layer == 1 for norms in found.values() for norm in norms):
+        raise RemedyError(f"this {name} has one block, and layernorm-scaling leaves the first as it is.")
+
+    def edits() -> Iterator[Edit]:
+        for path, norms in found.items():
+            layers = {norm.layer for norm in norms}
+            if len(layers) > 1:
+                raise RemedyError(
+                    f"the norm {path} is shared by layers {min(layers)} to {max(layers)}: layernorm-scaling needs one "
+                    "for each."
+                )
+            if layers != {1}:
+                yield replace_module(patient.model, path, Shrunk(float(layers.pop() ** -power)))
+
+    edit = all_or_none(edits())
+    assert edit is not None  # a norm beyond the first block was found
+    return edit

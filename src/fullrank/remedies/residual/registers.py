@@ -1,0 +1,146 @@
+"""Registers: learned tokens beside the patches of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fullrank.capture import Stack, undisturbed
+from fullrank.edit import Edit, replace_module, replace_stream
+from fullrank.edit.at_block import given, with_state
+from fullrank.edit.places import Place, place_in
+from fullrank.errors import RemedyError
+from fullrank.remedies.parameter import Parameter
+from fullrank.remedies.patient import Patient
+from fullrank.remedies.remedy import remedy
+from fullrank.remedies.residual.branch_changes import fitted
+from fullrank.remedies.weighing import all_or_none
+
+__all__ = ["Registers", "registers"]
+
+
+class Registers(nn.Module):
+    """Around the first block: tokens put behind those of the stream.
+
+    Args:
+        place: of the block.
+        tokens: (registers, width), what they are at first.
+    """
+
+    def __init__(self, place: Place, tokens: Tensor) -> None:
+        super().__init__()
+        self.place = place
+        self.tokens = nn.Parameter(tokens)
+
+    def forward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the block returns for the longer stream."""
+        X = self.place.stream(args, kwargs)
+        more = self.tokens.to(X.dtype)
+        if self.place.layout.tokens_first:
+            longer = torch.cat([X, more[:, None].expand(-1, X.shape[1], -1)], 0)
+        else:
+            longer = torch.cat([X, more.expand(X.shape[0], -1, -1)], 1)
+        return given(run, args, kwargs, X, longer)
+
+
+class Dropped:
+    """Around the last block: the stream without the last tokens.
+
+    Args:
+        place: of the block.
+        number: of them.
+    """
+
+    def __init__(self, place: Place, number: int) -> None:
+        self.place, self.number = place, number
+
+    def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the block returns, shorter."""
+        output = run(*args, **kwargs)
+        state = self.place.state(output)
+        axis = 0 if self.place.layout.tokens_first else 1
+        return with_state(output, state.narrow(axis, 0, state.shape[axis] - self.number))
+
+
+@remedy(
+    "registers",
+    "learned tokens beside the patches",
+    addresses=("sinks",),
+    acts_on="tokens",
+    exactness="changes-function",
+    formula="X ← [X; R] before the first block, X ← X without R after the last; R learned, N(0, std²) at first",
+    papers=(
+        "DINOv2 with registers; in Massive Activations in Large Language Models, released code "
+        "locuslab/massive-activations",
+    ),
+    keys=("oversmoothing_fixes",),
+    parameters=(
+        Parameter("number", "of registers", 4, kind="integer", low=1, high=64),
+        Parameter("std", "standard deviation of their entries at first", 0.02, low=0.0, high=10.0),
+        Parameter("seed", "of the draw", 0, kind="integer", low=0, high=2**31),
+    ),
+    limits=(
+        "For models of images whose blocks attend to all patches alike: with windows, masks, causal attention or "
+        "positions inside the blocks the number of tokens is fixed, and they are refused.",
+        "Does not help before it is trained: until then registers are tokens that attention wastes weight on.",
+        "In trained models with registers these can be replaced by their means.",
+        "The paper of registers itself was not read.",
+    ),
+    cost="as many tokens more in every block; fused kernels stay; one vector per register",
+)
+def registers(patient: Patient, *, number: int = 4, std: float = 0.02, seed: int = 0) -> Edit:
+    """Put learned tokens before the blocks, and take them away behind."""
+    model, stack = patient.model, _images(patient)
+    places = [place_in(stack, layer, "out", stack.paths[layer - 1]) for layer in (1, len(stack.paths))]
+    drawn = torch.randn(number, stack.width, generator=torch.Generator().manual_seed(seed)) * std
+    first = fitted(patient, stack.name, 1, Registers(places[0], drawn))
+
+    def edits() -> Iterator[Edit]:
+        yield replace_module(model, places[0].path, first, name="fullrank_registers")
+        yield replace_module(model, places[1].path, Dropped(places[1], number))
+
+    edit = all_or_none(edits())
+    assert edit is not None
+    try:
+        with undisturbed(model):
+            patient.forward()
+    except (RuntimeError, ValueError) as reason:
+        edit.undo()
+        first_line = str(reason).splitlines()[0]
+        raise RemedyError(f"{type(model).__name__} does not run with more tokens: {first_line}") from None
+    return edit
+
+
+def _images(patient: Patient) -> Stack:
+    """The stack over patches of images.
+
+    Returns:
+        It.
+
+    Raises:
+        RemedyError: where there is none, or its blocks take no further tokens.
+    """
+    name = type(patient.model).__name__
+    stack = next((one for one in patient.anatomy.stacks if one.name.split(".")[0] == "vision"), None)
+    if stack is None:
+        raise RemedyError(f"{name} reads no images: registers stand beside patches.")
+    if stack.layout.axes != "tokens" or len(set(stack.paths)) < len(stack.paths):
+        raise RemedyError(f"the blocks of {stack.name} of {name} hold no plain sequence of tokens, or share a module.")
+    states: list[tuple[int, int]] = []
+
+    def look(X: Tensor) -> Tensor:
+        states.append((X.shape[0], X.shape[1]))
+        return X
+
+    with undisturbed(patient.model), replace_stream(patient.model, patient.anatomy, look, stack=stack.name, layer=0):
+        patient.forward()
+    for site in patient.self_attention:
+        for call in site.calls:
+            if call.place.stack == stack.name and (call.masked or call.causal or call.keys != states[0][1]):
+                raise RemedyError(
+                    f"attention in {site.path} of {name} is inside windows, masked or causal: it takes no more tokens."
+                )
+    return stack

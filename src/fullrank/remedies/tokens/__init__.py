@@ -1,0 +1,1 @@
+"""Fewer tokens for later blocks."""

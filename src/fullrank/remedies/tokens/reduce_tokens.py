@@ -1,0 +1,260 @@
+"""Fewer tokens in a vision transformer: keep high frequencies and pool the rest, merge what is alike, or prune."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from fullrank.edit import Edit, rewrite_residual, together
+from fullrank.errors import EditError, RemedyError
+from fullrank.remedies.parameter import Parameter
+from fullrank.remedies.patient import Patient, Site
+from fullrank.remedies.remedy import remedy
+from fullrank.remedies.tokens.token_macs import counted_macs
+from fullrank.remedies.tokens.token_places import Attending, Plan, Reduce, Restore, rows_of
+from fullrank.remedies.tokens.token_schedule import Method, Reducing, equal_cost, quarters, token_course
+from fullrank.remedies.tokens.vision import Vision, vision_of
+
+__all__ = ["reduce_tokens"]
+
+_NAME = "reduce-tokens"
+
+
+def _short(number: float) -> str:
+    unit, letter = next((one for one in ((1e9, "G"), (1e6, "M")) if number >= one[0]), (1e3, "k"))
+    return f"{number / unit:.3g} {letter}"
+
+
+@remedy(
+    _NAME,
+    "fewer tokens for later blocks of a vision transformer: pooled, merged or pruned",
+    addresses=("rank-collapse-depth",),
+    acts_on="tokens",
+    exactness="changes-function",
+    formula=(
+        "between attention and MLP; frequency: keep ⌊keep·n⌋ patches of largest Σ_h,q (A − J)_qk and w² means of the "
+        "rest by windows, then A ← A_LP + (1 + ω₁)A_HP + (1 + ω₂)A_DC, ω = 0 at first, with LP = J and HP = A − J over "
+        "patches and DC = A over the means; merge: the r even tokens whose keys are most alike with one of the odd go "
+        "into it, by size-weighted means; prune: keep ⌈keep·n⌉ that the class token attends to most, and Σ a_i x_i of "
+        "the rest; log size is added to the logits of keys that stand for several tokens"
+    ),
+    papers=(
+        "Lee, Hur, Choi, Yu, Kim: Frequency-Aware Token Reduction for Efficient Vision Transformer, NeurIPS 2025, "
+        "arXiv 2511.21477",
+        "Bolya et al.: Token Merging (ToMe)",
+        "Liang et al.: EViT",
+    ),
+    keys=("frequency_tokens",),
+    parameters=(
+        Parameter("method", "which tokens go", "frequency", kind="choice", choices=("frequency", "merge", "prune")),
+        Parameter(
+            "layers",
+            "blocks that reduce; none: after each quarter of the depth (4, 7, 10 of 12), for merge every block",
+            None,
+            kind="layers",
+            optional=True,
+        ),
+        Parameter("keep", "share of patches that stays at each, of frequency and prune", 0.7, above=0.0, high=1.0),
+        Parameter(
+            "windows",
+            "w of frequency, at the first block that reduces, at the second …; the last for all that follow",
+            (2, 1),
+            kind="sizes",
+        ),
+        Parameter(
+            "r",
+            "tokens that merge merges in each block; none: so many that it costs no more than frequency at the same "
+            "keep and windows",
+            None,
+            kind="integer",
+            low=1,
+            optional=True,
+        ),
+        Parameter(
+            "update",
+            "how frequency takes earlier pooled tokens into new ones: as the tokens that they stand for, or as one",
+            "sized",
+            kind="choice",
+            choices=("sized", "plain"),
+        ),
+        Parameter(
+            "reweigh", "whether frequency has ω₁ and ω₂ in blocks after the first reduction", True, kind="switch"
+        ),
+        Parameter(
+            "fusion",
+            "what prune makes of the others: their sum weighed by attention, its weights adding to 1, nothing",
+            "raw",
+            kind="choice",
+            choices=("raw", "normalised", "none"),
+        ),
+        Parameter(
+            "compensate",
+            "whether log size is added to logits; none: for frequency and merge",
+            None,
+            kind="switch",
+            optional=True,
+        ),
+        Parameter(
+            "protected",
+            "tokens that come first and stay, the class token before all; none: those that are the same for all images",
+            None,
+            kind="integer",
+            low=0,
+            optional=True,
+        ),
+        Parameter(
+            "restore",
+            "whether after the last block every token is there again, with the state of what stands for it, so that "
+            "means over tokens weigh by size; none: where there is no class token",
+            None,
+            kind="switch",
+            optional=True,
+        ),
+    ),
+    limits=(
+        "Saves computation: frequency is said to do so without hastening rank collapse, and undoes none.",
+        "Costs accuracy until the model is tuned with it; no accuracy of frequency without training is published.",
+        "For one stack of plain blocks over images; windows, rotary or relative positions, masks and text are refused.",
+        "Where there is a class token the final states are fewer, and a head that averages them weighs each alike: set "
+        "restore for such a head.",
+        "The paper's repository was not available: its update of pooled tokens and A_DC are readings of the text.",
+        "Tokens are chosen by the order of scores: in half precision others may be chosen where scores are close.",
+        "With compensate=false a window of which nothing was dropped leaves a token, the mean of all patches, that is "
+        "attended to as others are.",
+        "Under activation checkpointing a second forward before the backward pass of the first is not supported.",
+        "Venues and numbers of the papers on merging and pruning were not verified.",
+    ),
+    cost="saves multiply-accumulates, which the repair reports; log sizes are a bias on the scores, which flash "
+    "kernels of the Hugging Face dispatch do not take (compensate=false); two parameters a head and block for ω",
+    structural=True,
+)
+def reduce_tokens(
+    patient: Patient,
+    *,
+    method: Method = "frequency",
+    layers: tuple[int, ...] | None = None,
+    keep: float = 0.7,
+    windows: tuple[int, ...] = (2, 1),
+    r: int | None = None,
+    update: str = "sized",
+    reweigh: bool = True,
+    fusion: str = "raw",
+    compensate: bool | None = None,
+    protected: int | None = None,
+    restore: bool | None = None,
+) -> Edit:
+    """Reduce tokens between attention and MLP."""
+    vision = vision_of(patient, protected)
+    if method == "prune" and vision.protected == 0:
+        raise RemedyError(
+            "method='prune' needs a class token, and no token of this model is the same for all images: use "
+            "'frequency' or 'merge', or say protected=1 where the first token is one."
+        )
+    if method == "merge" and any(site.first.width is None for site in vision.sites):
+        raise RemedyError(
+            "method='merge' needs keys, and this model softmaxes by itself and shows its scores alone: use "
+            "'frequency' or 'prune', or its fused attention."
+        )
+    steps = _steps(vision, method, layers, keep, windows, r, fusion)
+    plan = Plan(
+        dict(sorted(steps.items())),
+        vision.protected,
+        vision.aspect,
+        update == "sized",
+        fusion,
+        method != "prune" if compensate is None else compensate,
+    )
+    course = token_course(vision.tokens, steps, depth=vision.depth, protected=vision.protected)
+    for layer in steps:
+        if course[layer - 1][0] == course[layer - 1][1]:
+            raise RemedyError(
+                f"block {layer} would have no fewer than its {course[layer - 1][0]} tokens after it: "
+                "keep fewer, in fewer windows, or leave the block out of layers=."
+            )
+    before = counted_macs(patient.model, patient.forward)
+    back = vision.protected == 0 if restore is None else restore
+    edit = _put(patient, vision, plan, omega=reweigh and method == "frequency", back=back)
+    try:
+        after = counted_macs(patient.model, patient.forward)
+    except Exception as reason:  # noqa: BLE001  # whatever the model raises when it meets fewer tokens
+        edit.undo()
+        told = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+        raise RemedyError(f"{type(patient.model).__name__} does not go on with fewer tokens: {told}") from None
+    counts = " → ".join(dict.fromkeys(map(str, [vision.tokens, *(left for _, left in course)])))
+    edit.notes = (
+        f"{_short(after / vision.images)} of {_short(before / vision.images)} multiply-accumulates an image "
+        f"({after / before:.0%}), those for choosing tokens included; tokens {counts}.",
+    )
+    return edit
+
+
+def _steps(
+    vision: Vision,
+    method: Method,
+    layers: tuple[int, ...] | None,
+    keep: float,
+    windows: tuple[int, ...],
+    r: int | None,
+    fusion: str,
+) -> dict[int, Reducing]:
+    wrong = [layer for layer in layers or () if layer > vision.depth]
+    if wrong:
+        raise RemedyError(f"layers= names block {wrong[0]}, and there are {vision.depth}.")
+    chosen = tuple(sorted(set(layers or quarters(vision.depth))))
+    wide = [windows[min(index, len(windows) - 1)] for index in range(len(chosen))]
+    if method == "prune":
+        return {layer: Reducing("prune", keep, int(fusion != "none")) for layer in chosen}
+    if method == "frequency" or r is None:
+        rows = rows_of(vision.tokens - vision.protected, vision.aspect)
+        if max(wide) > 1 and min(rows, (vision.tokens - vision.protected) // max(rows, 1)) < max(wide):
+            patches = vision.tokens - vision.protected
+            raise RemedyError(f"windows={max(wide)} needs a grid at least as wide, and there are {patches} patches.")
+        if any(one < other for one, other in pairwise(wide)):
+            raise RemedyError(f"windows={wide} must not grow: pooled tokens are not taken apart again.")
+    frequency = {layer: Reducing("frequency", keep, w * w) for layer, w in zip(chosen, wide, strict=True)}
+    if method == "frequency":
+        return frequency
+    merging = tuple(sorted(set(layers or range(1, vision.depth + 1))))
+    number = r or equal_cost(
+        vision.tokens,
+        frequency,
+        merging,
+        depth=vision.depth,
+        width=vision.width,
+        mlp_ratio=vision.mlp_ratio,
+        protected=vision.protected,
+    )
+    return {layer: Reducing("merge", merged=number) for layer in merging}
+
+
+def _put(patient: Patient, vision: Vision, plan: Plan, *, omega: bool, back: bool) -> Edit:
+    first, last = min(plan.steps), max(plan.steps)
+    branches = patient.branches  # looked for while nothing is changed
+
+    def attending(site: Site) -> Attending | None:
+        later = any(layer > first for layer in site.layers)
+        if not later and not any(layer in plan.steps for layer in site.layers):
+            return None
+        return Attending(plan, site.first.key_value_heads if omega and later else None)
+
+    where = {"stack": vision.stack, "branch": "attention"}
+    edits = [patient.rewrite(_NAME, before=attending, sites=vision.sites)]
+    try:
+        edits.extend(
+            rewrite_residual(patient.model, patient.anatomy, branches, Reduce(plan, layer), layer=layer, **where)
+            for layer in sorted(plan.steps)
+        )
+        if back:
+            if plan.fusion == "none" and plan.steps[last].method == "prune":
+                raise RemedyError("restore=true needs what stands for pruned tokens, and fusion='none' leaves nothing.")
+            names = [one.name for one in branches if (one.stack, one.layer) == (vision.stack, vision.depth)]
+            if len(names) < 2:
+                raise EditError("the last block adds nothing after its attention, so tokens cannot be restored there.")
+            where |= {"branch": names[-1]}
+            edits.append(
+                rewrite_residual(patient.model, patient.anatomy, branches, Restore(plan), layer=vision.depth, **where)
+            )
+    except BaseException:
+        for edit in reversed(edits):
+            edit.undo()
+        raise
+    return together(edits)

@@ -1,0 +1,1 @@
+"""Remedies of the weights: drawn anew, rescaled, held to a form."""

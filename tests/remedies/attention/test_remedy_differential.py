@@ -1,0 +1,85 @@
+"""The difference of two maps against its definition on dense ones."""
+
+import pytest
+import torch
+from attending import MASKS, dense_softmax, real_rows, repaired_and_seen, tolerance
+from attention_only import AttentionOnly
+
+import fullrank
+from fullrank.errors import RemedyError
+from fullrank.remedies.attention.differential import lambda_at_first
+from golden import assert_golden
+
+
+def second_map(call, tau):
+    """The queries times τ; where they are not seen, the scores."""
+    if call.q is None:
+        return dense_softmax(torch.where(call.visible, tau[:, None] * call.s.masked_fill(~call.visible, 0), call.s))
+    return dense_softmax(call.s + call.scale * (call.q * (tau - 1)[:, None]) @ call.k.mT)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_share_of_a_second_map_is_subtracted(mask):
+    case = MASKS[mask]()
+    with repaired_and_seen(case, "differential") as (_, calls):
+        modules = [m for n, m in case.model.named_modules() if n.endswith("fullrank_differential_after")]
+        seen = [call for call in calls() if call.part == "self"]
+        assert len(seen) == len(modules)
+        for call, module in zip(seen, modules, strict=True):
+            first = lambda_at_first(call.layer - 1)
+            share = (first + module.delta.detach())[:, None, None]
+            tau = module.tau.detach()[:, None]
+            expected = (call.A - share * second_map(call, tau)) @ call.v / (1 - first)
+            rows = real_rows(case, call)
+            torch.testing.assert_close(call.output[rows], expected[rows], rtol=0, atol=tolerance(mask))
+
+
+@pytest.mark.parametrize("mask", ["causal", "padded", "biased"])
+def test_features_of_the_queries_may_have_factors_of_their_own_and_heads_be_normalised(mask):
+    case = MASKS[mask]()
+    with repaired_and_seen(case, "differential?second=features&norm=head&strength=0.4") as (_, calls):
+        modules = [m for n, m in case.model.named_modules() if n.endswith("fullrank_differential_after")]
+        seen = [call for call in calls() if call.part == "self"]
+        for call, module in zip(seen, modules, strict=True):
+            share = (0.4 + module.delta.detach())[:, None, None]
+            Y = (call.A - share * second_map(call, module.tau.detach())) @ call.v
+            expected = 0.6 * module.gain.detach() * Y / (Y.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            rows = real_rows(case, call)
+            torch.testing.assert_close(call.output[rows], expected[rows], rtol=0, atol=1e-9)
+
+
+def test_the_share_grows_with_depth():
+    assert_golden("of-diff-lambda-init", [lambda_at_first(layer) for layer in range(4)])
+
+
+def test_at_temperature_zero_it_is_a_gain_for_what_attention_adds_to_the_mean():
+    """(A − λU)/(1 − λ) = U + (A − U)/(1 − λ): AttnScale with ω = λ/(1 − λ)."""
+    model = AttentionOnly(tokens=24, width=32, heads=4, layers=4, seed=0)
+    with fullrank.repair(model, "attn-scale?start=4", batch={"X": model.start}):
+        expected = model.states()
+    with fullrank.repair(model, "differential?start=0&strength=0.8", batch={"X": model.start}):
+        for found, X in zip(model.states(), expected, strict=True):
+            torch.testing.assert_close(found, X)
+
+
+def test_it_composes_with_another_edit_of_the_same_calls():
+    model = AttentionOnly(tokens=24, width=32, heads=4, layers=2, seed=0)
+    with torch.no_grad():
+        for remedies in (["differential", "attn-scale"], ["attn-scale", "differential"]):
+            before = model(model.start)
+            with fullrank.repair(model, remedies, batch={"X": model.start}):
+                torch.testing.assert_close(model(model.start), before)
+
+
+def test_measuring_sees_one_map_per_head():
+    model = AttentionOnly(tokens=24, width=32, heads=4, layers=2, seed=0)
+    with fullrank.repair(model, "differential", batch={"X": model.start}):
+        seen = fullrank.examine(model, {"X": model.start}, spectrum=False, reference=False)
+    parts = {row.part for row in seen.rows.where(metric="entropy").rows}
+    assert len(parts) == 1
+
+
+def test_without_queries_there_are_no_features_to_scale():
+    case = MASKS["causal, explicit softmax"]()
+    with pytest.raises(RemedyError, match="softmaxes by itself and shows none; use second=temperature"):
+        fullrank.repair(case.model, "differential?second=features", batch=case.batch)
