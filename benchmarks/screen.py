@@ -1,14 +1,18 @@
 """screen on a deep post-norm model at initialisation: six candidates untrained, then trained with three seeds.
 
-python benchmarks/screen.py             # prints both tables and writes them to benchmarks/screen.md
+python benchmarks/screen.py              # both tables, to benchmarks/screen.md
+python benchmarks/screen.py --untrained  # or --trained: one of them; the other is left as it stands
 """
 
 import argparse
 import time
 from pathlib import Path
 
+from parts import written
 from timing import header
 
+HERE = Path(__file__).with_suffix(".md")
+PARTS = ("## Without training", "## With training")
 CANDIDATES = (
     "residual-scale",
     "deepnorm",
@@ -73,8 +77,10 @@ def main():
     parser.add_argument("--context", type=int, default=16)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--dry", action="store_true", help="print, and write nothing")
+    parser.add_argument("--untrained", action="store_true")
+    parser.add_argument("--trained", action="store_true")
     options = parser.parse_args()
+    both = options.untrained == options.trained
 
     import torch
 
@@ -84,40 +90,28 @@ def main():
     generator = torch.Generator().manual_seed(0)
     batch = {"input_ids": torch.randint(0, 32, (8, options.context), generator=generator)}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-    start = time.perf_counter()
-    first = fullrank.screen(model, batch, remedies=CANDIDATES)
-    plain = time.perf_counter() - start
-    start = time.perf_counter()
-    second = fullrank.screen(
-        model, batch, remedies=CANDIDATES, steps=options.steps, seeds=tuple(range(options.seeds)), progress=say
-    )
-    taught = time.perf_counter() - start
+    machine = header(width=options.width, tokens=options.context)
+    new = {}
+    if both or options.untrained:
+        start = time.perf_counter()
+        found = fullrank.screen(model, batch, remedies=CANDIDATES)
+        taken = f"{time.perf_counter() - start:.0f} s for the model as it is, its verdicts and six candidates."
+        new[PARTS[0]] = "\n".join([machine, "", taken, found.said, "", *untrained(found)])
+    if both or options.trained:
+        start = time.perf_counter()
+        asked = {"remedies": CANDIDATES, "steps": options.steps, "seeds": tuple(range(options.seeds))}
+        found = fullrank.screen(model, batch, **asked, progress=say)
+        taken = (
+            f"{options.steps} steps, {options.seeds} seeds, each at the best of a few learning rates: "
+            f"{time.perf_counter() - start:.0f} s. {found.about['task']}; chance {found.about['chance']:.3f}. "
+            "Ranked by loss and by nothing else."
+        )
+        new[PARTS[1]] = "\n".join([machine, "", taken, "", *trained(found)])
     after = model.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-    lines = [
-        f"# Six candidates on a post-norm decoder of {options.depth} layers at initialisation",
-        "",
-        header(width=options.width, tokens=options.context),
-        "",
-        f"Without training: {plain:.0f} s for the model as it is, its verdicts and six candidates. The weights came "
-        "back bit for bit.",
-        "",
-        *untrained(first),
-        "",
-        f"With {options.steps} steps and {options.seeds} seeds, each at the best of a few learning rates: "
-        f"{taught:.0f} s. {second.about['task']}; chance {second.about['chance']:.3f}. "
-        "Ranked by loss and by nothing else.",
-        "",
-        *trained(second),
-        "",
-    ]
-    text = "\n".join(lines)
-    print(text)
-    if not options.dry:
-        Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    title = f"Six candidates on a post-norm decoder of {options.depth} layers at initialisation"
+    print(written(HERE, title, PARTS, new))
 
 
 def say(what, share):

@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 from statistics import mean, stdev
 
+from parts import written
 from timing import header, paired
 
 HERE = Path(__file__).with_suffix(".md")
@@ -174,16 +175,6 @@ def throughput(rounds):
     ]
 
 
-def page(new):
-    """The whole text, with parts that were not measured now as they stand."""
-    old = HERE.read_text(encoding="utf-8") if HERE.exists() else ""
-    parts = {part: (part + old.split(part)[1].split("\n## ")[0]).rstrip() for part in PARTS if part in old} | new
-    return (
-        "\n\n".join(["# Fewer tokens in a vision transformer", *(parts[part] for part in PARTS if part in parts)])
-        + "\n"
-    )
-
-
 ABOUT_ACCURACY = f"""\
 Six blocks of width 48 over 64 patches and a class token, trained for {EPOCHS} epochs on 1,400 of scikit-learn's digits
 enlarged to 32 × 32 pixels, tested on the other 397; {len(SEEDS)} seeds, mean ± deviation. Reductions after each
@@ -245,14 +236,10 @@ def main():
         for seed in SEEDS:
             seeds.append(learnt(seed))
             print(json.dumps(seeds[-1], indent=1), flush=True)
-        new[PARTS[0]] = "\n\n".join([PARTS[0], header(), ABOUT_ACCURACY, "\n".join(accuracy_table(seeds))])
+        new[PARTS[0]] = "\n\n".join([header(), ABOUT_ACCURACY, "\n".join(accuracy_table(seeds))])
     if both or asked.throughput:
-        new[PARTS[1]] = "\n\n".join(
-            [PARTS[1], header(), ABOUT_THROUGHPUT, "\n".join(throughput_table(throughput(asked.rounds)))]
-        )
-    text = page(new)
-    HERE.write_text(text, encoding="utf-8")
-    print(text)
+        new[PARTS[1]] = "\n\n".join([header(), ABOUT_THROUGHPUT, "\n".join(throughput_table(throughput(asked.rounds)))])
+    print(written(HERE, "Fewer tokens in a vision transformer", PARTS, new))
 
 
 if __name__ == "__main__":
