@@ -23,7 +23,13 @@ Run = Callable[..., Any]
 
 
 class Around(Protocol):
-    """Runs a forward, or something in its place."""
+    """Runs a forward, or something in its place.
+
+    Attributes:
+        what: it does, in a few words.
+        rank: 0, or none, for what a module computes; 1 for what becomes of what it returns; 2 for who watches that.
+            Edits of a lower rank are nearer to the module's own forward, whenever they were made.
+    """
 
     what: str
 
@@ -32,7 +38,7 @@ class Around(Protocol):
 
 
 class EditedForward:
-    """Stands in the `forward` of a module instance; the edit that came first is nearest to the module's own forward.
+    """Stands in the `forward` of a module instance; of one rank the edit that came first is nearest to its own forward.
 
     Attributes:
         module: the module.
@@ -86,7 +92,7 @@ class Enclosed:
             self._forward = EditedForward(module)
             module.forward = self._forward
         arounds = [*self._forward.arounds, around]
-        self._forward.arounds = sorted(arounds, key=lambda one: getattr(one, "outermost", False))
+        self._forward.arounds = sorted(arounds, key=lambda one: getattr(one, "rank", 0))
         self._around = around
 
     def check(self) -> None:

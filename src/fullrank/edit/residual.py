@@ -181,7 +181,7 @@ class _Returned:
     """Around a module that returns what a branch adds."""
 
     what = "follow the branch to the stream"
-    outermost = True  # edits of what the module returns come before
+    rank = 2  # edits of what the module returns come before
 
     def __init__(self, around: _Residual, path: str) -> None:
         self._around, self._path = around, path

@@ -31,6 +31,9 @@ def scale_branch(
 ) -> Edit:
     """Multiply what a branch adds to the stream: X + by · F(X) in place of X + F(X); 0 removes the branch.
 
+    F is what the module computes with all its other edits: one that replaces it later, as `replace_module` does, comes
+    before the scale.
+
     Args:
         model: the model.
         branches: what `find_branches` found.
@@ -71,6 +74,7 @@ def scale_branch(
 
 class _Scale:
     what = "scale the branch"
+    rank = 1  # whatever the module computes in place of its own, also where that is put there later
 
     def __init__(self, by: Any, item: int | str, wanted: set[int], turns: Turns, path: str) -> None:
         self._by, self._item, self._wanted, self._turns, self._path = by, item, wanted, turns, path

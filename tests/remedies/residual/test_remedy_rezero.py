@@ -3,6 +3,8 @@
 import pytest
 import torch
 from blocks import NAMES, by_hand, close, repaired
+from normed import FAMILIES, normed, without
+from remedy_patients import stir
 from schemes import deep, gradients, residual, states, variance
 
 import fullrank
@@ -43,3 +45,28 @@ def test_without_norms_the_stream_keeps_its_size_and_tokens_stay_apart_where_the
         assert residual(last) > 0.85
         assert variance(last) < 3
         assert gradients(model, X)[1] > 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_norms_of_what_branches_add_are_taken_out_and_the_number_stays(family, start):
+    case = normed(family)
+    with torch.no_grad():
+        with fullrank.repair(case.model, "rezero", start=start, batch=case.batch) as repair:
+            assert repair.parameters == 3
+            assert not repair.notes
+            first = case()
+            alpha = [p for n, p in case.model.named_parameters() if n.endswith("alpha")]
+            stir(alpha)
+            alpha = [p.detach().clone() for p in alpha]
+            found = case()
+        with without(case.model, lambda layer, branch: start):
+            close(first, case())
+        with without(case.model, lambda layer, branch: alpha[layer - 1]):
+            close(found, case())
+
+
+def test_at_first_blocks_that_normalise_what_they_add_are_the_identity():
+    case = normed("olmo2")
+    with torch.no_grad(), fullrank.repair(case.model, "rezero", batch=case.batch):
+        close(case(), case.model.norm(case.model.embed_tokens(case.batch["input_ids"])))

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from blocks import NAMES, by_hand, close, repaired
+from normed import FAMILIES, normed, without
+from remedy_patients import stir
 from schemes import deep, residual, states
 
 import fullrank
@@ -39,3 +41,34 @@ def test_at_first_blocks_do_nothing_and_small_numbers_keep_tokens_apart():
     assert residual(states(model, X)[-1]) < 0.5
     with fullrank.repair(model, "skip-init?start=0.2", batch={"inputs_embeds": X}):
         assert residual(states(model, X)[-1]) > 0.9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_norms_of_what_branches_add_are_taken_out_and_their_numbers_stay(family, start):
+    case = normed(family)
+    with torch.no_grad():
+        with fullrank.repair(case.model, "skip-init?norms=remove", start=start, batch=case.batch) as repair:
+            assert repair.parameters == 6
+            assert not repair.notes
+            first = case()
+            added = {n: p for n, p in case.model.named_parameters() if n.endswith("alpha")}
+            stir(added)
+            alpha = [p.detach().clone() for _, p in sorted(added.items())]  # by layer, attention first
+            found = case()
+        with without(case.model, lambda layer, branch: start):
+            close(first, case())
+        with without(case.model, lambda layer, branch: alpha[2 * (layer - 1) + branch]):
+            close(found, case())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scales_first", [True, False])
+def test_a_scale_of_another_remedy_stays_where_the_norm_is_taken_out_under_it(family, scales_first):
+    case = normed(family)
+    remedies = ["residual-scale?by=number&alpha=0.7", "skip-init?norms=remove&start=0.5"]
+    with torch.no_grad():
+        with fullrank.repair(case.model, remedies if scales_first else remedies[::-1], batch=case.batch):
+            found = case()
+        with without(case.model, lambda layer, branch: 0.35):
+            close(found, case())

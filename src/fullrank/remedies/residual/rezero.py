@@ -70,9 +70,9 @@ def rezero(patient: Patient, *, start: float = 0.0, norms: str = "remove") -> Ed
         return gains[path]
 
     def edits() -> Iterator[Edit]:
-        yield from scaled_branches(patient, "rezero", by)
         if norms == "remove":
-            yield from without_norms(patient)
+            yield from without_norms(patient)  # before the scales: what is multiplied by 0 shows no norm
+        yield from scaled_branches(patient, "rezero", by)
 
     edit = all_or_none(edits())
     assert edit is not None  # branches were found, or were refused

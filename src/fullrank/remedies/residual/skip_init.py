@@ -41,9 +41,9 @@ def skip_init(patient: Patient, *, start: float = 0.0, norms: str = "keep") -> E
     """Multiply each branch by a number of its own."""
 
     def edits() -> Iterator[Edit]:
-        yield from scaled_branches(patient, "skip-init", lambda branch: Gain(1, start))
         if norms == "remove":
-            yield from without_norms(patient)
+            yield from without_norms(patient)  # before the scales: what is multiplied by 0 shows no norm
+        yield from scaled_branches(patient, "skip-init", lambda branch: Gain(1, start))
 
     edit = all_or_none(edits())
     assert edit is not None  # branches were found, or were refused
