@@ -36,7 +36,7 @@ REFUSALS: dict[str, str] = {
     "rezero": _NORMS,
     "batch-norm": _NORMS,
     "qkv-norm": _NORMS,
-    "sigma-reparam": "is no parameter or buffer",  # its weights are made of others
+    "sigma-reparam": "is made by a parametrisation",  # its weights are made of others
 }
 """First remedy → the reasons for which some do not go after it; every other pair goes together."""
 

@@ -196,7 +196,11 @@ def _tensor(model: nn.Module, name: str, *, parametrized: bool = False) -> Tenso
     module = modules_by_name(model).get(path)
     found = None if module is None else module._parameters.get(last, module._buffers.get(last))
     if found is None and module is not None and parametrize.is_parametrized(module, last):
-        found = module.parametrizations[last].original if parametrized else None  # type: ignore[index, union-attr]
+        if not parametrized:
+            raise EditError(f"{name} is made by a parametrisation and has no values of its own to be replaced.")
+        found = module.parametrizations[last].original  # type: ignore[index, union-attr]
+    if found is not None and found.is_meta:
+        raise EditError(f"{name} is offloaded: its values are not there to be changed.")
     if found is None:
         raise EditError(f"{name!r} is no parameter or buffer of this {type(bare(model)).__name__}.")
     return found

@@ -7,15 +7,26 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from fullrank.capture.weights import Runs, Weight, indices
+from fullrank.capture.reference import module_at
+from fullrank.capture.weights import Runs, Weight, form_of, indices
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, replace_weight, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient
 
-__all__ = ["all_or_none", "branches_of", "change_weights", "changed", "head_rows", "scale_weights"]
+__all__ = [
+    "all_or_none",
+    "branches_of",
+    "change_weights",
+    "changed",
+    "check_parameter",
+    "check_weight",
+    "head_rows",
+    "scale_weights",
+]
 
 New = Callable[[Tensor], Tensor]
 
@@ -58,6 +69,48 @@ def change_weights(
     if edit is None:
         raise RemedyError(f"no weights {', '.join(roles)} were found in this {type(patient.model).__name__}.")
     return edit
+
+
+def check_weight(patient: Patient, layer: int, weight: Weight) -> None:
+    """Refuse a weight whose numbers cannot be read and written where they stand.
+
+    Args:
+        patient: the model.
+        layer: whose weight it is, for the sentence.
+        weight: one of its roles.
+
+    Raises:
+        RemedyError: where it is not known, or `check_parameter` refuses it.
+    """
+    if weight.reason:
+        raise RemedyError(f"the weight {weight.part!r} of layer {layer} is not known: {weight.reason}.")
+    check_parameter(patient, weight.parameter)
+
+
+def check_parameter(patient: Patient, name: str) -> None:
+    """Refuse a parameter whose numbers cannot be read and written where they stand.
+
+    Args:
+        patient: the model.
+        name: of the parameter.
+
+    Raises:
+        RemedyError: where it is made by a parametrisation, is offloaded, or is stored in a form of its own.
+    """
+    path, _, last = name.rpartition(".")
+    module = module_at(bare(patient.model), path)
+    held = None if module is None else module._parameters.get(last, module._buffers.get(last))
+    if module is None or (held is None and not hasattr(type(module), last) and last not in vars(module)):
+        raise RemedyError(f"this {type(bare(patient.model)).__name__} has no parameter {name!r} any more.")
+    if held is None:
+        raise RemedyError(
+            f"{name} is made by a parametrisation{_kinds(module, last)} and has no values of its own; apply what "
+            "changes weights before what parametrises them."
+        )
+    if held.is_meta:
+        raise RemedyError(f"{name} is offloaded, so that its values are not there to be changed; load the model whole.")
+    if form_of(held):
+        raise RemedyError(f"{name} is stored as {form_of(held)}: it has no plain values to be changed.")
 
 
 def changed(patient: Patient, weight: Weight, value: New) -> Edit:
@@ -107,12 +160,17 @@ def head_rows(weight: Weight) -> list[list[int]]:
     return [[place[number] for number in indices(head)] for head in weight.heads]
 
 
+def _kinds(module: nn.Module, name: str) -> str:
+    if not parametrize.is_parametrized(module, name):
+        return ""
+    return f" ({' and '.join(type(one).__name__ for one in module.parametrizations[name])})"  # type: ignore[index]
+
+
 def _changes(
     patient: Patient, new: Callable[[str, int, Weight], New], found: Sequence[tuple[str, int, Weight]]
 ) -> Iterator[Edit]:
     for _, layer, weight in found:
-        if weight.reason:
-            raise RemedyError(f"the weight {weight.part!r} of layer {layer} is not known: {weight.reason}.")
+        check_weight(patient, layer, weight)
     tensors: dict[str, Tensor | str] = dict(bare(patient.model).named_parameters(remove_duplicate=False))
     done: set[tuple[object, ...]] = set()
     of_parameter: dict[str, list[tuple[Weight, New]]] = {}

@@ -18,7 +18,7 @@ from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import changed
+from fullrank.remedies.weighing import changed, check_weight
 
 __all__ = ["bn_orthogonalise", "flattening"]
 
@@ -97,8 +97,7 @@ def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-
     of_module: dict[str, list[Weight]] = {}
     for stack, layer, weight in patient.weights(*_ROLES[roles]):
         where = f"{weight.part!r} of {stack} layer {layer}"
-        if weight.reason:
-            raise RemedyError(f"the weight {where} is not known: {weight.reason}.")
+        check_weight(patient, layer, weight)
         if weight.expert is not None:
             raise RemedyError(f"{where} is of an expert, which reads a part of the tokens; use roles=attention.")
         if weight.call.startswith("cross"):

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from fullrank.capture.weights import Runs, Weight, form_of, indices
+from fullrank.capture.weights import Runs, Weight, indices
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, reparametrize
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import all_or_none
+from fullrank.remedies.weighing import all_or_none, check_weight
 
 __all__ = ["SigmaReparam", "sigma_reparam"]
 
@@ -162,8 +162,7 @@ def sigma_reparam(patient: Patient, *, roles: str = "all", per: str = "parameter
     """Put σReparam before the weights of the blocks."""
     of_parameter: dict[str, list[Weight]] = {}
     for _, layer, weight in patient.weights(*_ROLES[roles]):
-        if weight.reason:
-            raise RemedyError(f"the weight {weight.part!r} of layer {layer} is not known: {weight.reason}.")
+        check_weight(patient, layer, weight)
         parts = of_parameter.setdefault(weight.parameter, [])
         if weight not in parts:
             parts.append(weight)
@@ -172,12 +171,8 @@ def sigma_reparam(patient: Patient, *, roles: str = "all", per: str = "parameter
 
     def edits() -> Iterator[Edit]:
         for name, weights in of_parameter.items():
-            V = held.get(name)
-            if V is None or form_of(V):
-                what = "is made by another parametrisation" if V is None else f"is stored as {form_of(V)}"
-                raise RemedyError(f"{name} {what}: it has no plain values to be divided.")
             try:
-                yield reparametrize(patient.model, name, _function(V, weights, per, generator))
+                yield reparametrize(patient.model, name, _function(held[name], weights, per, generator))
             except RemedyError as reason:
                 raise RemedyError(f"{name} cannot be reparametrised: {reason}") from None
 
