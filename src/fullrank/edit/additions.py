@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from fullrank.capture.residual import ResidualTrace
 __all__ = ["ADD", "CARRY", "LIKE", "Added", "Additions", "Leaf"]
 
 ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "iadd"})  # the last is what a compiler sees
+NORM = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
 CARRY = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "detach", "identity"}
     | {"dropout", "dropout_", "clamp", "clamp_", "view", "reshape", "nan_to_num", "transpose", "permute"}
     | {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__"}
-    | {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
+    | NORM
 )
 LIKE = frozenset({"type_as", "view_as", "reshape_as", "expand_as"})  # they hand the first tensor on
 
@@ -62,7 +63,7 @@ class Added:
 class _Node:
     """A tensor of the stream's size: where it came from and who returned it."""
 
-    kind: Literal["input", "sum", "carried", "other"]
+    kind: Literal["input", "sum", "carried", "normed", "other"]
     parents: tuple[_Node, ...]
     attention: int  # calls before it was made
     makers: list[Leaf] = field(default_factory=list)
@@ -93,7 +94,7 @@ class Additions(ResidualTrace):
             return
         elif (name in CARRY and len(given) == 1) or (name in LIKE and given and given[0] is args[0]):
             if output is not given[0]:
-                self._put(output, "carried", given[:1])
+                self._put(output, "normed" if name in NORM else "carried", given[:1])
         elif id(output) not in self._nodes or not any(output is item for item in given):
             self._put(output, "other", [])
 
@@ -119,28 +120,23 @@ class Additions(ResidualTrace):
         added = None if node is None else _walk(node)
         if added is None:
             return None
-        found: list[tuple[Leaf, int, int, int, int]] = []
+        found: list[tuple[Leaf, set[int], range, int, int]] = []
         last = 0
         for index, (at, other, stream) in enumerate(added):
-            leaves = [self._leaf(part, visits) for part in _parts(other)]
-            for leaf in leaves:
+            parts = _parts(other)
+            for part in parts:
+                leaf = _leaf(part, visits)
                 if leaf is None:
                     return None
-                alone = len(leaves) == 1
-                first, after = (last, at.attention) if alone else (leaf.after, leaf.after)
-                found.append((leaf, first, after, index, stream))
+                # of branches that are summed first, what ran before the sum may have made either
+                since = range(last, at.attention) if len(parts) == 1 else range(0)
+                found.append((leaf, _events(part), since, index, stream))
             last = max(last, at.attention)
-        inside = {event for leaf, *_ in found for event in range(leaf.before, leaf.after)}
-        described = []
-        for leaf, first, after, index, stream in found:
-            events = list(range(leaf.before, leaf.after)) or [e for e in range(first, after) if e not in inside]
-            described.append(Added(leaf, events, index, stream))
-        return described
-
-    def _leaf(self, node: _Node, visits: Mapping[str, int]) -> Leaf | None:
-        while not node.makers and node.kind == "carried":
-            node = node.parents[0]
-        return next((leaf for leaf in reversed(node.makers) if visits.get(leaf.path) == 1), None)
+        inside = {event for _, own, *_ in found for event in own}
+        return [
+            Added(leaf, sorted(own) or [event for event in since if event not in inside], index, stream)
+            for leaf, own, since, index, stream in found
+        ]
 
     def _is_of_size(self, tensor: Tensor) -> bool:
         return tensor.ndim > 1 and (tensor.numel(), tensor.shape[-1]) == self._size
@@ -151,7 +147,7 @@ class Additions(ResidualTrace):
             self._alive.append(tensor)
         return self._nodes[id(tensor)]
 
-    def _put(self, output: Tensor, kind: Literal["sum", "carried", "other"], given: list[Tensor]) -> None:
+    def _put(self, output: Tensor, kind: Literal["sum", "carried", "normed", "other"], given: list[Tensor]) -> None:
         node = _Node(kind, tuple(self._node(item) for item in given), self.attention)
         self._nodes[id(output)] = node
         self._alive.append(output)
@@ -165,7 +161,7 @@ def _walk(node: _Node) -> list[tuple[_Node, _Node, int]] | None:
     """
     if node.kind == "input":
         return []
-    if node.kind == "carried":
+    if node.kind in ("carried", "normed"):
         return _walk(node.parents[0])
     if node.kind == "other":
         return None
@@ -182,3 +178,22 @@ def _parts(node: _Node) -> list[_Node]:
     if node.makers or node.kind == "other":
         return [node]
     return [part for parent in node.parents for part in _parts(parent)]
+
+
+def _handed_on(node: _Node) -> Iterator[_Node]:
+    """A tensor and those that it was carried from; what stands before a norm that a module made is not the branch."""
+    yield node
+    while node.kind == "carried" or (node.kind == "normed" and not node.makers):
+        node = node.parents[0]
+        yield node
+
+
+def _leaf(node: _Node, visits: Mapping[str, int]) -> Leaf | None:
+    """The outermost module that returned a branch, and that the block calls once."""
+    makers = (maker for one in _handed_on(node) for maker in reversed(one.makers))
+    return next((maker for maker in makers if visits.get(maker.path) == 1), None)
+
+
+def _events(node: _Node) -> set[int]:
+    """The attention calls inside of the modules that returned a branch, dropout behind one of them too."""
+    return {e for one in _handed_on(node) for maker in one.makers for e in range(maker.before, maker.after)}
