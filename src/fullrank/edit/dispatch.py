@@ -19,7 +19,7 @@ from fullrank.edit.announcing import announced
 from fullrank.edit.call import Call
 from fullrank.edit.chain import Chain, settled
 from fullrank.edit.forwards import EditedForward
-from fullrank.edit.packed import PackedCall, documents_of
+from fullrank.edit.packed import PackedCall, documents_of, from_the_end
 from fullrank.errors import EditError
 
 __all__ = ["Lease", "lease_for"]
@@ -89,7 +89,9 @@ def _call(key: str, place: Any, given: dict[str, Any]) -> Call:
         mask = mask[:, None, None, :keys].bool()
     causal, window = bool(flag) and not full and query.shape[2] > 1, None if full else given.get("sliding_window")
     documents = documents_of(key, given, causal=causal, window=window) if mask is None else None
-    seen: Any = mask[..., :keys] if isinstance(mask, Tensor) else mask if documents is None else documents
+    if documents is None and not full:
+        documents = from_the_end(key, given, causal=causal, window=window, real=mask)
+    seen: Any = documents or (mask[..., :keys] if isinstance(mask, Tensor) else mask)
     kind = Call if documents is None else PackedCall
     return kind(
         place=place,
