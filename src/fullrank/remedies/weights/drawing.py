@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fullrank.capture.weights import Weight, matrix
+from fullrank.capture.weights import Weight
 from fullrank.edit import Edit
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.weighing import change_weights, head_rows
+from fullrank.remedies.weights.score_scale import Key, score_scales
 
-__all__ = ["HOW", "SEED", "sized", "sized_weights", "unscaled_queries"]
+__all__ = ["HOW", "SEED", "Unscaled", "sized", "sized_weights", "unscaled_queries"]
 
 HOW = Parameter(
     "how",
@@ -78,26 +80,63 @@ def sized(W: Tensor, std: float, how: str, generator: torch.Generator, name: str
     return W * (std / rms)
 
 
-def unscaled_queries(patient: Patient) -> Callable[[str, int, Weight], float]:
-    """What W_Q has to carry where the model's scores are not scaled by 1/√d_h, as in T5: 1/(scale·√d_h), else 1.
+@dataclass(frozen=True)
+class Unscaled:
+    """What W_Q has to carry where scores are not scaled by 1/√d_h: 1/(c·√d_h) for scores c·q·k.
 
-    Where a model does not show its queries it is taken to scale them.
-
-    Returns:
-        A function of (stack, layer, weight); 1 for every other role.
+    Attributes:
+        scales: c by stack, layer and part.
+        widths: d_h likewise.
+        notes: sentences on what was not seen.
     """
-    scales = {
-        (seen.place.stack, seen.place.layer, seen.place.part): seen.scale
-        for site in patient.sites
-        for seen in site.calls
-    }
 
-    def factor(stack: str, layer: int, weight: Weight) -> float:
-        scale = scales.get((stack, layer, weight.call)) if weight.role == "q" else None
-        if scale is None:
+    scales: Mapping[Key, float]
+    widths: Mapping[Key, int]
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, stack: str, layer: int, weight: Weight) -> float:
+        """The factor of a weight; 1 for every role but `q`, and where its size changes no score."""
+        c = self.scales.get((stack, layer, weight.call), math.inf) if weight.role == "q" else math.inf
+        if math.isinf(c):
             return 1.0
         heads = head_rows(weight)
-        width = len(heads[0]) if heads else matrix(patient.model, weight).shape[0]
-        return 1 / (scale * math.sqrt(width))
+        width = len(heads[0]) if heads else self.widths[stack, layer, weight.call]
+        factor = 1 / (c * math.sqrt(width))
+        return 1.0 if abs(factor - 1) < 1e-3 else factor  # of rotary embeddings, which are rounded
 
-    return factor
+
+def unscaled_queries(patient: Patient) -> Unscaled:
+    """What W_Q has to carry where the model's scores are not scaled by 1/√d_h, as in T5.
+
+    It is measured (`score_scales`), since models scale in the kernel, in front of it, or not at all. Where it cannot
+    be, queries and keys are taken to reach the kernel as W_Q and W_K make them, and a model that softmaxes by itself is
+    taken to scale by 1/√d_h; a note says so.
+
+    Args:
+        patient: the model.
+
+    Returns:
+        A function of (stack, layer, weight).
+    """
+    calls = {
+        (seen.place.stack, seen.place.layer, seen.place.part): seen for site in patient.sites for seen in site.calls
+    }
+    measured, scales, unseen = score_scales(patient), {}, []
+    for key, seen in calls.items():
+        c = measured.get(key)
+        if c is None:
+            unseen.append(f"{key[0]} layer {key[1]} ({key[2]})")
+            c = math.inf if seen.scale is None else seen.scale
+        scales[key] = c
+    widths = {key: seen.width or seen.value_width for key, seen in calls.items()}
+    if not unseen:
+        return Unscaled(scales, widths)
+    where = ", ".join(unseen[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+    return Unscaled(
+        scales,
+        widths,
+        (
+            f"How {where} scales its scores was not seen: they are no multiple of what W_Q and W_K make. W_Q is sized "
+            "as if it were told to the kernel, or 1/√d_h.",
+        ),
+    )

@@ -69,7 +69,7 @@ def haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
         "For fresh weights: it replaces what was learnt.",
         "Shown for linear networks with batch norm; attention and nonlinearities are not orthogonal whatever the "
         "weights.",
-        "Where scores are not scaled by 1/√d_h (T5) W_Q is smaller by what is missing.",
+        "Where scores are not scaled by 1/√d_h (T5, GPT-Neo) W_Q is smaller by what is missing, as measured.",
     ),
     cost="one QR decomposition per weight, on the CPU in float64: minutes for models of billions of parameters",
     structural=False,
@@ -85,15 +85,18 @@ def orthogonal_init(
 ) -> Edit:
     """Draw weights of the blocks from the Haar measure."""
     generator = torch.Generator().manual_seed(seed)
-    queries = unscaled_queries(patient)
+    queries = unscaled_queries(patient) if "q" in _ROLES[roles] else None
 
     def new(stack: str, layer: int, weight: Weight) -> Callable[[Tensor], Tensor]:
         size = gain if weight.role in _ROLES["attention"] else mlp_gain
-        size *= queries(stack, layer, weight)
+        size *= queries(stack, layer, weight) if queries else 1
         heads = head_rows(weight) if by == "head" else []
         return lambda W: size * _drawn(W, weight.role == "o", heads, generator)
 
-    return change_weights(patient, new, *_ROLES[roles])
+    edit = change_weights(patient, new, *_ROLES[roles])
+    if queries is not None:
+        edit.notes = (*edit.notes, *queries.notes)
+    return edit
 
 
 def _drawn(W: Tensor, outputs: bool, heads: list[list[int]], generator: torch.Generator) -> Tensor:

@@ -35,7 +35,7 @@ __all__ = ["small_init"]
         "A small start condenses weights onto few directions on purpose: their rank falls at first, and training has "
         "a plateau before queries and keys move.",
         "Embeddings, the head and biases stay as they are; a norm in front of each branch hides a small stream.",
-        "Where scores are not scaled by 1/√d_h (T5) W_Q is smaller by what is missing.",
+        "Where scores are not scaled by 1/√d_h (T5, GPT-Neo) W_Q is smaller by what is missing, as measured.",
     ),
     cost="none",
     structural=False,
@@ -47,4 +47,6 @@ def small_init(patient: Patient, *, gamma: float = 0.8, how: str = "rescale", se
     def std(stack: str, layer: int, weight: Weight, inputs: int) -> float:
         return float(inputs**-gamma) * queries(stack, layer, weight)
 
-    return sized_weights(patient, std, "q", "k", "v", "o", "up", "gate", "down", how=how, seed=seed)
+    edit = sized_weights(patient, std, "q", "k", "v", "o", "up", "gate", "down", how=how, seed=seed)
+    edit.notes = (*edit.notes, *queries.notes)
+    return edit
