@@ -15,11 +15,11 @@ from fullrank.capture.weights import Runs, Weight, form_of, indices
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, replace_weight, together
 from fullrank.errors import RemedyError
+from fullrank.remedies.covering import check_branches, notes_on_rest
 from fullrank.remedies.patient import Patient
 
 __all__ = [
     "all_or_none",
-    "branches_of",
     "change_weights",
     "changed",
     "check_parameter",
@@ -43,8 +43,11 @@ def scale_weights(patient: Patient, factor: Callable[[str, int, Weight], float],
         One handle.
 
     Raises:
-        RemedyError: where one of them is not known or cannot be read.
+        RemedyError: where one of them is not known or cannot be read; with the last weights of all branches among the
+            roles, where those of a branch are not known.
     """
+    if {"o", "down"} <= set(roles):
+        check_branches(patient)
     return change_weights(patient, lambda stack, layer, weight: lambda W: W * factor(stack, layer, weight), *roles)
 
 
@@ -60,14 +63,17 @@ def change_weights(
         part: only those that serve this attention call, such as `self`.
 
     Returns:
-        One handle.
+        One handle; its notes name matrices of the blocks that add to these weights and, where all roles of a block are
+        asked for, those without a role.
 
     Raises:
         RemedyError: where one of them is not known or cannot be read.
     """
-    edit = all_or_none(_changes(patient, new, patient.weights(*roles, part=part)))
+    found = patient.weights(*roles, part=part)
+    edit = all_or_none(_changes(patient, new, found))
     if edit is None:
         raise RemedyError(f"no weights {', '.join(roles)} were found in this {type(patient.model).__name__}.")
+    edit.notes += notes_on_rest(patient, roles, [weight for _, _, weight in found])
     return edit
 
 
@@ -135,14 +141,6 @@ def all_or_none(edits: Iterator[Edit]) -> Edit | None:
             edit.undo()
         raise
     return together(made) if made else None
-
-
-def branches_of(patient: Patient) -> dict[str, int]:
-    """How many branches each stack adds to its stream, told by their last weights: 2L with attention and MLP."""
-    return {
-        stack.name: sum(len({one.call for one in layer if one.role in ("o", "down")}) for layer in stack.weights)
-        for stack in patient.anatomy.stacks
-    }
 
 
 def head_rows(weight: Weight) -> list[list[int]]:

@@ -255,6 +255,9 @@ def _applied(
         raise
     except Exception as error:
         raise RemedyError(f"with it {type(bare(model)).__name__} does not run on this batch: {_said(error)}") from error
+    broken = int((~after.isfinite()).sum()) - int((~before.isfinite()).sum()) if proof.turned else 0
+    if asked.remedy.acts_on == "weights" and broken > 0:
+        raise RemedyError(f"with it {broken:,} entries of the output are NaN or infinite that were not: it was undone.")
     if added and not proof.acts:
         raise RemedyError(f"{asked.remedy.name} was put in place and the output does not depend on it: it was undone.")
     done = Applied(asked, edit, {name: p.numel() for name, p in added.items()}, proof)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from fullrank.capture import undisturbed
 from fullrank.capture.reference import reference_path
 from fullrank.capture.weights import Weight
+from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, together
 from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
+from fullrank.remedies.covering import notes_on_branches, notes_on_rest
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
@@ -43,7 +45,7 @@ def flattening(W: Tensor, H: Tensor, power: float, floor: float) -> Tensor:
         floor: relative.
 
     Returns:
-        (out, in).
+        (out, in); NaN where H is 0, or all that Q reads of it.
     """
     lam, U = torch.linalg.eigh(H.mT @ H)
     s = lam.clamp(min=0).sqrt()
@@ -84,10 +86,13 @@ def flattening(W: Tensor, H: Tensor, power: float, floor: float) -> Tensor:
         "the stream into a value or a hidden unit; roles=all takes W_O and W_down too, but for "
         "nn.MultiheadAttention. All tokens of the batch count, padding too. With fewer tokens than inputs, "
         "directions that the batch does not show count as the smallest that it shows.",
+        "The singular values of WH are exact where the weight has at least as many rows as inputs; with fewer (W_V of "
+        "grouped queries) they are those of a part of H.",
         "Q is a random orthogonal matrix in the paper and the one nearest to the present weights here; c keeps the "
         "size where the paper makes it 1.",
         "Mixtures of experts are refused: each expert reads other tokens. A block that is called several times is "
-        "set by its first call.",
+        "set by its first call, and so is a weight that several modules share.",
+        "A weight that reads nothing but zeros is refused, such as W_down behind a W_up of 0.",
     ),
     cost="one forward and two decompositions per weight when it is applied; none later",
     structural=False,
@@ -95,6 +100,8 @@ def flattening(W: Tensor, H: Tensor, power: float, floor: float) -> Tensor:
 def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-3, roles: str = "first") -> Edit:
     """Flatten the spectrum of what W_V, W_up and W_gate make of the batch, in one forward."""
     of_module: dict[str, list[Weight]] = {}
+    held = {name: id(one) for name, one in bare(patient.model).named_parameters(remove_duplicate=False)}
+    seen: set[tuple[object, ...]] = set()
     for stack, layer, weight in patient.weights(*_ROLES[roles]):
         where = f"{weight.part!r} of {stack} layer {layer}"
         check_weight(patient, layer, weight)
@@ -102,10 +109,10 @@ def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-
             raise RemedyError(f"{where} is of an expert, which reads a part of the tokens; use roles=attention.")
         if weight.call.startswith("cross"):
             continue
-        path = weight.parameter.rpartition(".")[0]
-        parts = of_module.setdefault(path, [])
-        if weight not in parts:
-            parts.append(weight)
+        part = (held.get(weight.parameter), weight.rows, weight.columns)
+        if part not in seen:  # a weight that several modules share is set once
+            seen.add(part)
+            of_module.setdefault(weight.parameter.rpartition(".")[0], []).append(weight)
     if not of_module:
         raise RemedyError(f"no such weights were found in this {type(patient.model).__name__}.")
     edits: list[Edit] = []
@@ -133,7 +140,10 @@ def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-
         for edit in reversed(edits):
             edit.undo()
         raise
-    return together(edits)
+    edit = together(edits)
+    weights = [weight for parts in of_module.values() for weight in parts]
+    edit.notes += notes_on_branches(patient) + notes_on_rest(patient, _ROLES[roles], weights)
+    return edit
 
 
 def _check_reader(module: nn.Module, path: str) -> None:
@@ -151,6 +161,13 @@ def _flattened(patient: Patient, weight: Weight, given: tuple[Any, ...], power: 
         if H is None:
             raise RemedyError(f"what {weight.parameter} reads was not seen.")
         wide = torch.promote_types(W.dtype, torch.float64)
-        return flattening(W.to(wide), H.detach().reshape(-1, H.shape[-1]).to(wide), power, floor)
+        H = H.detach().reshape(-1, H.shape[-1]).to(wide)
+        if not bool(H.isfinite().all()) or not bool(H.any()):
+            what = "nothing but zeros" if bool(H.isfinite().all()) else "values that are not finite"
+            raise RemedyError(f"{weight.parameter} reads {what} on this batch, so that no weights flatten it.")
+        made = flattening(W.to(wide), H, power, floor)
+        if not bool(made.to(W.dtype).isfinite().all()):
+            raise RemedyError(f"{weight.parameter} would not be finite: its orthogonal factor reads next to nothing.")
+        return made
 
     return changed(patient, weight, new)

@@ -13,6 +13,7 @@ from fullrank.capture import undisturbed
 from fullrank.capture.weights import Weight
 from fullrank.edit import Call, Edit, rewrite_attention
 from fullrank.errors import RemedyError
+from fullrank.remedies.covering import notes_on_branches
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Seen
 from fullrank.remedies.remedy import remedy
@@ -158,6 +159,7 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
             raise
         off = {path: _to_all(patient, keys[path], _asked(each, b, path)) for path, each in found.items()}
         if all(bool(((one - 1).abs() < enough).all()) for one in off.values()):
+            edit.notes += notes_on_branches(patient)
             return edit
         edit.undo()
         factors = {path: factors[path] * off[path] for path in factors}

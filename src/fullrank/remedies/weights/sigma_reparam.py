@@ -11,6 +11,7 @@ from fullrank.capture.weights import Runs, Weight, indices
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, reparametrize
 from fullrank.errors import RemedyError
+from fullrank.remedies.covering import notes_on_rest
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
@@ -166,6 +167,7 @@ def sigma_reparam(patient: Patient, *, roles: str = "all", per: str = "parameter
         parts = of_parameter.setdefault(weight.parameter, [])
         if weight not in parts:
             parts.append(weight)
+    rest = notes_on_rest(patient, _ROLES[roles], [weight for parts in of_parameter.values() for weight in parts])
     generator = torch.Generator().manual_seed(0)
     held = dict(bare(patient.model).named_parameters(remove_duplicate=False))
 
@@ -179,6 +181,7 @@ def sigma_reparam(patient: Patient, *, roles: str = "all", per: str = "parameter
     edit = all_or_none(edits())
     if edit is None:
         raise RemedyError(f"no weights were found in the blocks of this {type(patient.model).__name__}.")
+    edit.notes += rest
     return edit
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from fullrank.capture.weights import Weight, matrix, per_head
+from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit
 from fullrank.errors import RemedyError
+from fullrank.remedies.covering import notes_on_branches
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
@@ -61,8 +63,8 @@ def nearest(v: Tensor, o: Tensor, sign: float) -> Tensor:
     addresses=("rank-collapse-depth", "averaging-heads"),
     acts_on="weights",
     exactness="init-only",
-    formula="H = Σ_h W_V^h W_O^h; tie: W_O^h ← −c_h W_V^hᵀ, so that eig H ∈ [−1, 0]: X + AXH has modes 1 + λ_H λ_A ≤ "
-    "1, the mean (λ_A = 1) shrunk most",
+    formula="H = Σ_h W_V^h W_O^h; tie: W_O^h ← −c_h W_V^hᵀ, so that eig H ∈ [−1, 0]: X + AXH has modes 1 + λ_H λ_A "
+    "of size ≤ 1 where λ_A ∈ [0, 1], the mean (λ_A = 1) shrunk most, and < 2 always",
     papers=("Dovonon, Bronstein, Kusner: Setting the record straight …, arXiv 2401.04301",),
     keys=("oversmoothing_fixes",),
     parameters=(
@@ -107,6 +109,7 @@ def value_output_sign(
     """Give H = Σ W_V W_O the wished sign by changing W_O."""
     s = 1.0 if sign == "positive" else -1.0
     values = {(stack, layer, weight.call): weight for stack, layer, weight in patient.weights("v", part="self")}
+    _check_shared(patient, values)
 
     def new(stack: str, layer: int, weight: Weight) -> Callable[[Tensor], Tensor]:
         value = values.get((stack, layer, weight.call))
@@ -114,14 +117,23 @@ def value_output_sign(
         where = f"{stack} layer {layer}"
         if value is None or not heads or len(value.heads) != len(heads):
             raise RemedyError(f"the heads of W_V and W_O of {where} are not known.")
+        beside = (*value.beside, *weight.beside)
+        if beside:
+            raise RemedyError(
+                f"{beside[0]} adds to W_V or W_O of {where}, as adapters do: the sign would hold without it alone; "
+                "merge it first, or apply this before it is added."
+            )
         if not (value.direct and weight.direct):
             raise RemedyError(
                 f"between W_V and W_O of {where} stands more than attention: W_V W_O is not what it writes."
             )
         v = [head.double() for head in per_head(patient.model, value)]
-        zero = next((number for number, head in enumerate(v, 1) if not bool(head.any())), None)
-        if zero is not None:
-            raise RemedyError(f"W_V of head {zero} of {where} is zero: no W_O gives a sign to its product.")
+        o = [head.double() for head in per_head(patient.model, weight)]
+        for name, each in (("W_V", v), ("W_O", o)):
+            zero = next((number for number, head in enumerate(each, 1) if not bool(head.any())), None)
+            if zero is not None:
+                why = "no W_O gives a sign to its product" if name == "W_V" else "there is no size of it to be kept"
+                raise RemedyError(f"{name} of head {zero} of {where} is zero: {why}.")
         if v[0].shape[1] != matrix(patient.model, weight).shape[0]:
             raise RemedyError(f"W_V of {where} does not read the stream that W_O writes to.")
 
@@ -136,7 +148,25 @@ def value_output_sign(
 
         return change
 
-    return change_weights(patient, new, "o", part="self")
+    edit = change_weights(patient, new, "o", part="self")
+    edit.notes += notes_on_branches(patient)
+    return edit
+
+
+def _check_shared(patient: Patient, values: Mapping[tuple[str, int, str], Weight]) -> None:
+    held = {name: id(one) for name, one in bare(patient.model).named_parameters(remove_duplicate=False)}
+
+    def numbers(weight: Weight) -> tuple[object, ...]:
+        return held.get(weight.parameter, weight.parameter), weight.rows, weight.columns
+
+    served: dict[tuple[object, ...], tuple[object, ...]] = {}
+    for stack, layer, weight in patient.weights("o", part="self"):
+        value = values.get((stack, layer, weight.call))
+        if value is not None and served.setdefault(numbers(weight), numbers(value)) != numbers(value):
+            raise RemedyError(
+                f"W_O of {stack} layer {layer} serves another layer too, of which W_V differs: no W_O has the sign for "
+                "both."
+            )
 
 
 def _head(v: Tensor, o: Tensor, sign: float, method: str) -> Tensor:
