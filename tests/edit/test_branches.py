@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import plain
 import pytest
 import torch
-from kinds import KINDS, build, seen
+import transformers as hf
+from kinds import KINDS, TEXT, build, ids, seen
 from torch import Tensor, nn
 
+from fullrank.capture import survey
 from fullrank.edit import edits_in, find_branches, scale_branch
 from fullrank.errors import EditError
 
@@ -131,8 +134,6 @@ def test_what_no_module_returns_is_refused():
                 x = block(x)
             return x
 
-    from fullrank.capture import survey
-
     model = Net()
     states = torch.randn(2, 5, 8)
     anatomy = survey(model, lambda: model(states))
@@ -168,3 +169,75 @@ def test_a_sequence_does_not_run_what_it_is_given_to_hold():
             assert any(parameter is by.weight for parameter in kind.model.parameters())
             assert torch.allclose(kind(), expected, atol=1e-12)
         assert len(kind.model.h[0].mlp) == 3
+
+
+def drawn(model, **batch):
+    """A model of sharp attention with what it is called with, its anatomy and its branches."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.25 * noise if parameter.ndim > 1 else parameter + 0.1 * noise)
+    model.double().eval()
+    run = lambda: model(**batch)[0]  # noqa: E731
+    return model, run, find_branches(model, run, survey(model, run))
+
+
+def test_attention_behind_a_dropout_of_its_own_is_called_so_where_branches_are_summed_first():
+    config = hf.GPTNeoXConfig(**TEXT, use_parallel_residual=True)
+    model, run, branches = drawn(hf.GPTNeoXModel(config), input_ids=ids(), use_cache=False)
+    assert sorted(branches.of("decoder", 2)) == ["attention", "mlp"]
+    for name, last in (("attention", "attention.dense"), ("mlp", "mlp.dense_4h_to_h")):
+        with torch.no_grad():
+            with scale_branch(model, branches, by=0.0, layer=2, branch=name):
+                found = run()
+            module = model.layers[1].get_submodule(last)
+            kept = [module.weight.clone(), module.bias.clone()]
+            module.weight.zero_()
+            module.bias.zero_()
+            assert torch.allclose(found, run(), atol=1e-12)
+            module.weight.copy_(kept[0])
+            module.bias.copy_(kept[1])
+            assert not torch.allclose(found, run(), atol=1e-3)
+
+
+def test_branches_that_share_their_last_module_are_found_before_it():
+    sizes = {name: value for name, value in TEXT.items() if name != "vocab_size"}
+    config = hf.BeitConfig(**sizes, image_size=16, patch_size=4, drop_path_rate=0.0)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).double()
+    model, run, branches = drawn(hf.BeitModel(config), pixel_values=images)
+    assert not branches.notes
+    assert [branch.path for branch in branches.of("vision", 2).values()] == ["layers.1.attention", "layers.1.mlp"]
+    factors = torch.linspace(-1, 2, 32).double()
+    for name, scale in (("attention", "lambda_1"), ("mlp", "lambda_2")):
+        with torch.no_grad():
+            with scale_branch(model, branches, by=factors, layer=2, branch=name):
+                found = run()
+            parameter = getattr(model.layers[1], scale)
+            kept = parameter.clone()
+            parameter.mul_(factors)
+            assert torch.allclose(found, run(), atol=1e-12)
+            parameter.copy_(kept)
+            assert not torch.allclose(found, run(), atol=1e-4)
+
+
+class SharedNorm(nn.Module):
+    """One norm behind both branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.mlp, self.behind = plain.Attention(32, 4, fused=True), nn.Linear(32, 32), nn.LayerNorm(32)
+
+    def forward(self, x):
+        x = x + self.behind(self.attn(x))
+        return x + self.behind(self.mlp(x))
+
+
+def test_what_stands_before_a_norm_that_branches_share_is_no_branch():
+    model = plain.PlainGPT(layers=2)
+    model.h = nn.ModuleList(SharedNorm() for _ in range(2))
+    model.double().eval()
+    run = lambda: model(plain.tokens())  # noqa: E731
+    branches = find_branches(model, run, survey(model, run))
+    assert branches.found == ()
+    assert len(branches.notes) == 2

@@ -36,6 +36,7 @@ class Call:
         key: (batch, key-value heads, keys, width), or None.
         logits: (batch, heads, queries, keys), masked scores before the softmax, or None.
         weights: (batch, heads, queries, keys), the map; to set it replaces the map, for fused kernels too.
+        replaced: whether `weights` is a map that an edit put in, where all edits have made the call.
         mask: as the kernel got it, in four dimensions that broadcast: True where visible, or added to the scores.
         causal: the kernel's own flag: beside `mask`, no query sees a later key (counted from the first of both).
         window: how many keys up to its own a query sees, where the kernel is told in place of a mask. Stays as it is.
@@ -43,6 +44,9 @@ class Call:
         scale: of the scores; None for 1/√width.
         softcap: c, where the kernel makes c·tanh(s/c) of the scores s; stays as it is.
         sink: logits, one per head, of a key without a value that the kernel adds; stay as they are.
+        dropout: with what probability the kernel drops entries of the map, in this call; stays as it is.
+        remade: `scores → map`, where the model softmaxes by itself: what its softmax, with its sink, if it has one, and
+            without dropout, makes of other scores of the form of `logits`. None where the map was put in.
         attend: `call → output`, (batch, heads, queries, width of values): what computes the output in the kernel's
             place, where Q and K are shown. It is called with the call as all edits have made it; one edit can set it.
         input: (sequences, tokens, width), what the calling module was given, as gates read it; None where it is given
@@ -63,8 +67,11 @@ class Call:
     scale: float | None = None
     softcap: float | None = None
     sink: Tensor | None = None
+    dropout: float = 0.0
+    remade: Callable[[Tensor], Tensor] | None = None
     attend: Callable[[Call], Tensor] | None = None
     input: Tensor | None = None
+    replaced: bool = False
 
     def change(self, **changes: Any) -> Call:
         """The same call with other tensors."""

@@ -73,7 +73,7 @@ class Chain:
             attend = changed.attend or attend
             call = settle(shown, changed).change(attend=None)
             own = own if mapped or replaced else call.weights
-        return call.change(attend=attend)
+        return call.change(attend=attend, replaced=call.weights is not own)
 
     def end(self, call: Call, output: Tensor) -> Tensor:
         """What all edits make of the output, each seeing the call as it was made in the end."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from fullrank.edit.registered import Added, refuse_wrapped
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.penalty import Penalty
 
-__all__ = ["Collected", "added_to_loss"]
+__all__ = ["LATEST", "Collected", "added_to_loss"]
+
+LATEST = (
+    "`repair.penalty()` is of the latest forward: a forward under no_grad, or of another batch, between the one that "
+    "is differentiated and the call leaves nothing, or another term; take it right after the forward."
+)
+"""A limit of every such term."""
 
 
 class Collected(Penalty):
@@ -32,22 +39,11 @@ class Collected(Penalty):
         super().__init__()
         self.weight = weight
         self._terms: dict[Hashable, Tensor] = {}
-        self._real: Tensor | None = None
-
-    def begin(self, real: Tensor | None) -> None:
-        """A forward begins.
-
-        Args:
-            real: (sequences, tokens), which tokens are no padding, where the model is told.
-        """
-        self.forget()
-        self._real = real
 
     def forget(self) -> None:
         """Keep nothing of the forward before."""
         super().forget()
         self._terms = {}
-        self._real = None
 
     def put(self, key: Hashable, *made: Any) -> None:
         """Make a term and keep it: in forwards with gradients; and once, where checkpointing repeats them.
@@ -66,11 +62,6 @@ class Collected(Penalty):
     def term(self, key: Hashable, *made: Any) -> Tensor:
         """One term, a scalar."""
 
-    def real(self, batch: int, tokens: int) -> Tensor | None:
-        """(batch, tokens) bool, which tokens are no padding; None where nothing of this form was told."""
-        told = self._real
-        return None if told is None or tuple(told.shape) != (batch, tokens) else told.bool()
-
     def value(self) -> Tensor | None:
         """λ times the mean of the terms."""
         terms = list(self._terms.values())
@@ -81,7 +72,7 @@ class Collected(Penalty):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the terms: a copy of a model has no forward behind it."""
-        return {**self.__dict__, "_terms": {}, "_real": None, "in_loss": False}
+        return {**self.__dict__, "_terms": {}, "in_loss": False}
 
 
 class _AddedToLoss:
@@ -96,19 +87,33 @@ class _AddedToLoss:
         self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
     ) -> Any:
         """Run the model's forward."""
-        told = kwargs.get("attention_mask")
-        self.penalty.begin(told if isinstance(told, Tensor) and told.ndim == 2 else None)
+        self.penalty.forget()
         output = run(*args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         term = self.penalty.value() if forward.module.training else None
         if term is None or not isinstance(loss, Tensor):
             return output
-        self.penalty.in_loss = True
-        if isinstance(output, dict):
-            output["loss"] = loss + term.to(loss)
-        else:
-            output.loss = loss + term.to(loss)
+        changed = _with_loss(output, loss + term.to(loss))
+        self.penalty.in_loss = changed is not None
+        return output if changed is None else changed
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    """What a model returns, with another loss; None where it takes none."""
+    if isinstance(output, MutableMapping):
+        output["loss"] = loss
         return output
+    if isinstance(output, Mapping):
+        return None
+    if isinstance(output, tuple):
+        return output._replace(loss=loss) if "loss" in getattr(output, "_fields", ()) else None
+    try:
+        if dataclasses.is_dataclass(output) and output.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            return dataclasses.replace(output, loss=loss)  # type: ignore[type-var]
+        output.loss = loss
+    except (AttributeError, TypeError, ValueError):  # a property; a field that is not of `__init__`, or wants more
+        return None
+    return output
 
 
 def added_to_loss(patient: Patient, name: str, penalty: Collected) -> Edit:

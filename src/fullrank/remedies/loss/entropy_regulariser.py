@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fullrank.edit import Call, Edit, together
+from fullrank.errors import EditError
 from fullrank.remedies.attention.scores import Rows, row_blocks, scores, seen_in
-from fullrank.remedies.loss.collected import Collected, added_to_loss
+from fullrank.remedies.loss.collected import LATEST, Collected, added_to_loss
+from fullrank.remedies.loss.real_tokens import real_tokens
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -23,21 +25,34 @@ def row_entropies(call: Call, rows: Rows = slice(None)) -> tuple[Tensor, Tensor]
     """The entropies of some queries' attention, with their gradients, and the most that they could be.
 
     Args:
-        call: the call.
+        call: the call, as it was made in the end.
         rows: which queries.
 
     Returns:
         (batch, heads, rows) −Σ_s A_ts log A_ts, in nats, and log n with n the number of visible keys; in one shape.
+        Where an edit put a map in, A_ts are its weights as shares of their sum over s.
     """
-    s, seen = scores(call, rows)
-    lse = s.logsumexp(-1, keepdim=True)
-    A = (s - lse).exp()
-    H = (lse - (A * (s if seen is None else torch.where(seen, s, 0.0))).sum(-1, keepdim=True))[..., 0]
+    if call.replaced:
+        H, seen = _entropies_of_map(call, rows), seen_in(call, rows)
+    else:
+        s, seen = scores(call, rows)
+        lse = s.logsumexp(-1, keepdim=True)
+        A = (s - lse).exp()
+        H = (lse - (A * (s if seen is None else torch.where(seen, s, 0.0))).sum(-1, keepdim=True))[..., 0]
     if seen is None:
         n = torch.full_like(H, call.keys)
     else:
         n = seen.expand(*seen.shape[:-1], call.keys).sum(-1).to(H.dtype).expand(H.shape)
     return H, n.clamp(min=1).log()
+
+
+def _entropies_of_map(call: Call, rows: Rows) -> Tensor:
+    assert call.weights is not None
+    A = call.weights[..., rows, :]
+    A = A.to(torch.promote_types(A.dtype, torch.float32)).abs()
+    A = A / A.sum(-1, keepdim=True).clamp(min=torch.finfo(A.dtype).tiny)
+    given = A > 0
+    return -torch.where(given, A * torch.where(given, A, 1.0).log(), 0.0).sum(-1)
 
 
 class EntropyRegulariser(Collected):
@@ -89,7 +104,7 @@ class EntropyRegulariser(Collected):
         if self.rows is not None and self.rows < call.queries:
             device = call.value.device
             blocks = [torch.linspace(call.queries - 1, 0, self.rows, device=device).round().long()]
-        real = _real_queries(call)
+        real = real_tokens(call)
         if len(blocks) == 1:
             sums = _sums(call, blocks[0], real)
         else:
@@ -110,23 +125,20 @@ def _sums(call: Call, rows: Rows, real: Tensor | None) -> Tensor:
     return torch.stack([(one * counted).sum((0, 2)) for one in (H, L, torch.ones_like(H))])
 
 
-def _real_queries(call: Call) -> Tensor | None:
-    """(batch, queries): tokens that are hidden from every query of their own sequence are padding."""
-    if call.queries != call.keys or (call.logits is None and call.mask is None):
-        return None
-    seen = seen_in(call.change(causal=False, window=None))
-    return None if seen is None else seen.expand(*seen.shape[:-1], call.keys).any(-2).any(1)
-
-
 class _Collect:
-    """Looks at the calls of attention modules and leaves them as they are."""
+    """Looks at the calls of attention modules as all remedies made them, and leaves their output as it is."""
 
     def __init__(self, penalty: EntropyRegulariser) -> None:
         self.penalty = penalty
 
-    def __call__(self, call: Call) -> Call:
+    def __call__(self, call: Call, output: Tensor) -> Tensor:
+        if call.attend is not None:
+            raise EditError(
+                f"entropy-regulariser needs the map of a softmax, and that of {call.place.path} is made by another "
+                "remedy; use attn_implementation='eager', or one of the two."
+            )
         self.penalty.put(_key(call.place), call)
-        return call
+        return output
 
 
 def _key(place: Any) -> Hashable:
@@ -166,6 +178,10 @@ def _key(place: Any) -> Hashable:
         "With accumulated gradients that are summed and not averaged, divide the weight by the number of steps.",
         "Checkpointing with use_reentrant=True runs forwards without gradients: nothing is collected there.",
         "Models that return no loss: add `repair.penalty()` to yours.",
+        LATEST,
+        "The map is the one that all remedies make of it, also of those applied later; one that a remedy puts in the "
+        "place of the softmax counts by shares of its rows' sums. A sink takes no part: it leaves those shares as they "
+        "are. A kernel that another remedy replaces shows no map and is refused.",
     ),
     cost=(
         "in training a second pass over the scores, T² in plain operations beside the kernel, or rows·T; by blocks "
@@ -191,7 +207,7 @@ def entropy_regulariser(
     def make(site: Site) -> _Collect:
         return _Collect(penalty)
 
-    collected = patient.rewrite("entropy-regulariser", before=make)
+    collected = patient.rewrite("entropy-regulariser", after=make)
     try:
         edit = together([collected, added_to_loss(patient, "entropy-regulariser", penalty)])
     except BaseException:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import inspect
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fullrank.edit import Edit, replace_stream, together
-from fullrank.remedies.loss.collected import Collected, added_to_loss
+from fullrank.capture.tap import recomputing
+from fullrank.capture.wrappers import bare
+from fullrank.edit import Call, Edit, replace_stream, together
+from fullrank.edit.forwards import EditedForward, Enclosed
+from fullrank.edit.handle import make
+from fullrank.edit.packed import PackedCall
+from fullrank.errors import RemedyError
+from fullrank.remedies.loss.collected import LATEST, Collected, added_to_loss
+from fullrank.remedies.loss.real_tokens import real_tokens
 from fullrank.remedies.parameter import Parameter
-from fullrank.remedies.patient import Patient
+from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
 
 __all__ = ["RankRegulariser", "rank_loss", "rank_regulariser"]
@@ -52,20 +60,78 @@ class RankRegulariser(Collected):
     def __init__(self, weight: float, *, squared: bool) -> None:
         super().__init__(weight)
         self.squared = squared
+        self._real: dict[str, Tensor | None] = {}
+
+    def forget(self) -> None:
+        """Keep nothing of the forward before."""
+        super().forget()
+        self._real = {}
+
+    def tell(self, stack: str, real: Tensor | None) -> None:
+        """Which tokens of a stack are no padding in this forward.
+
+        Args:
+            stack: its name.
+            real: (sequences, tokens); None where all are.
+        """
+        if torch.compiler.is_compiling() or not recomputing():
+            self._real = {**self._real, stack: real}
 
     def term(self, key: Hashable, *made: Any) -> Tensor:
         """Of one stream."""
-        (X,) = made
-        return rank_loss(X, self.real(*X.shape[:2]), squared=self.squared)
+        stack, X = made
+        real = self._real.get(stack)
+        fits = real is not None and real.shape[0] in (1, X.shape[0]) and real.shape[1] == X.shape[1]
+        return rank_loss(X, real.bool() if fits and real is not None else None, squared=self.squared)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a forward."""
+        return {**super().__getstate__(), "_real": {}}
 
 
 class _Collect:
-    def __init__(self, penalty: RankRegulariser, key: Hashable) -> None:
-        self.penalty, self.key = penalty, key
+    def __init__(self, penalty: RankRegulariser, stack: str, layer: int) -> None:
+        self.penalty, self.stack, self.layer = penalty, stack, layer
 
     def __call__(self, X: Tensor) -> Tensor:
-        self.penalty.put(self.key, X)
+        self.penalty.put((self.stack, self.layer), self.stack, X)
         return X
+
+
+class _ToldByAttention:
+    """Looks at the mask of a stack's first attention."""
+
+    def __init__(self, penalty: RankRegulariser) -> None:
+        self.penalty = penalty
+
+    def __call__(self, call: Call) -> Call:
+        if not isinstance(call, PackedCall) and (call.mask is None or isinstance(call.mask, Tensor)):
+            self.penalty.tell(call.place.stack, real_tokens(call))
+        return call
+
+
+class _ToldByName:
+    """Around the model: its `attention_mask`, by which models without attention are told too.
+
+    Args:
+        penalty: the penalty.
+        stack: name of the only stack.
+        at: the place of the argument.
+    """
+
+    what = "tell padding"
+
+    def __init__(self, penalty: RankRegulariser, stack: str, at: int) -> None:
+        self.penalty, self.stack, self.at = penalty, stack, at
+
+    def __call__(
+        self, forward: EditedForward, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Any:
+        """Run the model's forward."""
+        told = kwargs.get("attention_mask", args[self.at] if self.at < len(args) else None)
+        if isinstance(told, Tensor) and told.ndim == 2:
+            self.penalty.tell(self.stack, told)
+        return run(*args, **kwargs)
 
 
 @remedy(
@@ -96,13 +162,18 @@ class _Collect:
         "The authors minimise it alone, before training, over the samples of a batch; here it stands beside the "
         "loss, over "
         "the tokens of each sequence. The weight is no value of theirs.",
-        "Padding is left out where the model is called with attention_mask=.",
+        "Padding is left out as the first attention of each stack is told of it: tokens that none of their sequence "
+        "sees. Where that shows no mask, as state spaces do, it is the model's attention_mask, if there is one stack.",
         "With accumulated gradients that are summed and not averaged, divide the weight by the number of steps.",
         "Checkpointing with use_reentrant=True runs forwards without gradients: nothing is collected inside blocks "
         "there.",
         "Models that return no loss: add `repair.penalty()` to yours.",
+        LATEST,
     ),
-    cost="one Gram matrix per sequence and layer looked at, of the smaller of tokens and width; no parameters",
+    cost=(
+        "one Gram matrix per sequence and layer looked at, of the smaller of tokens and width; one look at a mask per "
+        "stack; no parameters"
+    ),
     structural=False,
 )
 def rank_regulariser(patient: Patient, *, weight: float = 0.1, layers: str = "last") -> Edit:
@@ -113,8 +184,9 @@ def rank_regulariser(patient: Patient, *, weight: float = 0.1, layers: str = "la
         for stack in patient.anatomy.stacks:
             depth = len(stack.paths)
             for layer in range(1, depth + 1) if layers == "all" else (depth,):
-                look = _Collect(penalty, (stack.name, layer))
+                look = _Collect(penalty, stack.name, layer)
                 edits.append(replace_stream(patient.model, patient.anatomy, look, stack=stack.name, layer=layer))
+        edits.extend(_told_of_padding(patient, penalty))
         edits.append(added_to_loss(patient, "rank-regulariser", penalty))
     except BaseException:
         for edit in reversed(edits):
@@ -123,3 +195,24 @@ def rank_regulariser(patient: Patient, *, weight: float = 0.1, layers: str = "la
     edit = together(edits)
     edit.what = "penalise the rank of the stream"
     return edit
+
+
+def _told_of_padding(patient: Patient, penalty: RankRegulariser) -> list[Edit]:
+    """What tells the penalty which tokens are real."""
+    edits, model, stacks = [], bare(patient.model), patient.anatomy.stacks
+    names = list(inspect.signature(model.forward).parameters)
+    if len(stacks) == 1 and "attention_mask" in names:
+        around = _ToldByName(penalty, stacks[0].name, names.index("attention_mask"))
+        edits.append(make("tell padding", [type(model).__name__], [lambda: Enclosed(model, around)]))
+    try:
+        sites = patient.self_attention
+    except RemedyError:  # none, or none that can be looked at
+        return edits
+    first: dict[str, Site] = {}
+    for site in sites:
+        if site.first.queries == site.first.keys:
+            first.setdefault(site.first.place.stack, site)
+    if first:
+        look = _ToldByAttention(penalty)
+        edits.append(patient.rewrite("rank-regulariser", before=lambda site: look, sites=list(first.values())))
+    return edits
