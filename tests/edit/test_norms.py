@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from fullrank.capture import survey
-from fullrank.edit import edits_in, find_branches, find_norms, replace_module
+from fullrank.edit import edits_in, find_branches, find_norms, replace_module, scale_branch
 from fullrank.errors import EditError
 from untouched import changes, everything
 
@@ -183,6 +183,62 @@ def test_what_is_put_in_the_place_of_a_norm_and_is_none_is_not_found():
         block.ln_1 = Saturating()
     norms = norms_of(sharp(model), lambda: model(tokens()))
     assert [norm.path for norm in norms] == ["h.0.ln_2", "h.1.ln_2", "ln_f"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "gemma2"])
+def test_gains_that_are_zero_hide_no_norm(name):
+    kind = build(name)
+    norms = norms_of(kind.model, kind, seen(name))
+    with torch.no_grad():
+        for path in {norm.path for norm in norms}:
+            kind.model.get_submodule(path).weight.fill_(-1 if name == "gemma2" else 0)  # that one multiplies by 1 + γ
+    found = norms_of(kind.model, kind, seen(name))
+    if name == "gemma2":
+        assert all("returns the same whatever it is given" in note for note in found.notes)
+        assert len(found.notes) == 3
+    else:
+        assert found == norms
+
+
+def test_numbers_of_branches_that_are_zero_hide_no_norm():
+    kind = build("gemma2")
+    norms = norms_of(kind.model, kind, seen("gemma2"))
+    branches = find_branches(kind.model, kind, seen("gemma2"))
+    for one in branches:
+        alpha = nn.Parameter(torch.zeros(1).double())
+        scale_branch(kind.model, branches, by=alpha, layer=one.layer, branch=one.name)
+    assert norms_of(kind.model, kind, seen("gemma2")) == norms
+
+
+def test_what_is_multiplied_by_the_number_zero_is_said_where_it_may_be_a_norm():
+    kind = build("gemma2")
+    anatomy = seen("gemma2")
+    branches = find_branches(kind.model, kind, anatomy)
+    with scale_branch(kind.model, branches, by=0.0, layer=2):
+        norms = find_norms(kind.model, kind, anatomy, branches)
+    assert norms.notes == (
+        "the norms of block layers.1 are not known: something in it, perhaps a norm, returns the same whatever it is "
+        "given, as what is multiplied by 0 does.",
+    )
+    plain = build("plain")
+    branches = find_branches(plain.model, plain, seen("plain"))
+    with scale_branch(plain.model, branches, by=0.0):
+        assert not find_norms(plain.model, plain, seen("plain"), branches).notes
+
+
+def test_how_often_the_module_of_a_norm_is_called():
+    model = PlainGPT(layers=2)
+    model.h[1].ln_2 = model.h[1].ln_1
+    norms = norms_of(sharp(model), lambda: model(tokens()))
+    assert [(norm.path, norm.calls) for norm in norms] == [
+        ("h.0.ln_1", 1),
+        ("h.0.ln_2", 1),
+        ("h.1.ln_1", 2),
+        ("h.1.ln_1", 2),
+        ("ln_f", 1),
+    ]
+    falcon = build("falcon")
+    assert {norm.calls for norm in norms_of(falcon.model, falcon)} == {1}  # one for both branches, called once
 
 
 class WrittenOut(Block):

@@ -31,10 +31,11 @@ class Replay:
 
     Args:
         model: whose forward was followed; it is in evaluation mode, without gradients.
+        instead: what stands in the place of a parameter, given it; by default itself.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, *, instead: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._model, self._instead = model, instead
         self._device = device_of(model)
         self._values: dict[int, list[Tensor]] = {}
 
@@ -101,7 +102,8 @@ class Replay:
             held = getattr(module_at(self._model, path), name, None)
             if not isinstance(held, Tensor) or held.is_meta:
                 raise CannotReplay(f"{node.tensor} is away")
-            return [held.detach()]
+            held = held.detach()
+            return [held if self._instead is None or node.name == "buffer" else self._instead(held)]
         if node.name == "given":
             if node.kept is None:
                 raise CannotReplay("an activation")

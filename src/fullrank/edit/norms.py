@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from fullrank.capture.additions import Sums, Unfollowed, gate_of, sums_of
+from fullrank.capture.additions import Unfollowed, sums_of
 from fullrank.capture.anatomy import Anatomy, Stack
 from fullrank.capture.assign import Span, Spans
-from fullrank.capture.lineage import Node, Ref
-from fullrank.capture.replay import Replay, between
+from fullrank.capture.lineage import Ref
+from fullrank.capture.replay import Replay
 from fullrank.capture.survey import followed
 from fullrank.capture.undisturbed import undisturbed
 from fullrank.capture.upstream import CARRIED, Region
 from fullrank.capture.visits import Visit, groups_of
 from fullrank.capture.ways import MOVES
 from fullrank.edit.branches import Branch, Branches
-from fullrank.edit.norm_kinds import NORMS, Kind, kind_between
+from fullrank.edit.norm_kinds import NORMS, Kind, Unseen, awake, kind_between
+from fullrank.edit.norm_roles import BlockRoles, Role
 from fullrank.spec.subject import device_of
 
 __all__ = ["Norm", "Norms", "find_norms"]
-
-Role = Literal["read", "sum", "branch", "final"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Norm:
             the statistics of a batch, or running ones; `other`: something else that does not change with their size.
         width: features that it normalises over.
         eps: what is added to the mean square; NaN where it cannot be told.
+        calls: how often the module is called in one forward, for whatever; 1 where it is none.
     """
 
     stack: str
@@ -54,6 +54,7 @@ class Norm:
     kind: Kind
     width: int
     eps: float
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def find_norms(model: nn.Module, forward: Callable[[], Any], anatomy: Anatomy, b
     """Run one forward and find the norms between the stream and its branches.
 
     The tensors of a block are followed from sum to sum; what lies between two of them is a norm if it makes of random
-    tokens what a norm makes of them. No name and no class of a module is asked. Norms inside branches, as of queries
-    and keys, are none of these.
+    tokens what a norm makes of them. Parameters that are 0 throughout, as gains of norms and branches are at first in
+    some models, hide none: they are taken for 1. No name and no class of a module is asked. Norms inside branches, as
+    of queries and keys, are none of these.
 
     Args:
         model: the model; it is run in evaluation mode and left as it was.
@@ -117,7 +119,8 @@ class _Finder:
         self.notes: list[str] = []
         self._visits, self._spans, self._branches = visits, spans, branches
         self._nodes = spans.lineage.nodes
-        self._replay, self._device = Replay(model), device_of(model)
+        self._replays, self._device = (Replay(model), Replay(model, instead=awake)), device_of(model)
+        self._at = ""  # the block that is looked at
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self._kinds: dict[tuple[int, int, int, int], tuple[Kind, float] | None] = {}
 
@@ -126,6 +129,7 @@ class _Finder:
         calls = [visit for visit in self._visits if visit.path in stack.paths][: len(stack.paths)]
         span: Span | None = None
         for index, visit in enumerate(calls):
+            self._at = visit.path
             span = self._spans.of(visit)
             stream = None if span is None else span.places.get(stack.at, span.stream)  # type: ignore[arg-type]
             names = self._branches.of(stack.name, index + 1)
@@ -139,10 +143,11 @@ class _Finder:
                 self.notes.append(f"the norms of block {visit.path} are not known: {reason}.")
                 continue
             inside = [other for other in self._visits if visit in other.ancestors()]
-            block = _Block(region, sums, list(names.values()), self._leaves(inside, names.values()))
+            block = BlockRoles(region, sums, list(names.values()), self._leaves(inside, names.values()))
             found = [(candidate, role) for candidate, role in self._in_block(block, inside)]
             for candidate, (role, name) in sorted(found, key=lambda each: each[0].end.node.order):
                 self._add(stack, index + 1, name, role, candidate)
+        self._at = ""
         if span is not None and span.output is not None:
             last = self._after(span.output)
             if last is not None:
@@ -150,7 +155,8 @@ class _Finder:
 
     def _add(self, stack: Stack, layer: int, name: str, role: Role, norm: _Candidate) -> None:
         width = norm.start.shape[-1]
-        self.found.append(Norm(stack.name, layer, name, role, norm.path, norm.kind, width, norm.eps))
+        calls = sum(visit.path == norm.path for visit in self._visits) if norm.path else 1
+        self.found.append(Norm(stack.name, layer, name, role, norm.path, norm.kind, width, norm.eps, calls))
 
     def _leaves(self, inside: list[Visit], branches: Iterable[Branch]) -> dict[str, Ref]:
         found = {}
@@ -161,7 +167,7 @@ class _Finder:
                     found[branch.name] = span.output
         return found
 
-    def _in_block(self, block: _Block, inside: list[Visit]) -> Iterator[tuple[_Candidate, tuple[Role, str]]]:
+    def _in_block(self, block: BlockRoles, inside: list[Visit]) -> Iterator[tuple[_Candidate, tuple[Role, str]]]:
         told: set[tuple[Role, str]] = set()
         for path, start, end in self._segments(block, inside):
             roles = block.roles(start, end)
@@ -177,7 +183,7 @@ class _Finder:
                 told.add(role)
                 yield _Candidate("", start, end, *kind), role
 
-    def _segments(self, block: _Block, inside: list[Visit]) -> Iterator[tuple[str, Ref, Ref]]:
+    def _segments(self, block: BlockRoles, inside: list[Visit]) -> Iterator[tuple[str, Ref, Ref]]:
         """Module calls that may be norms, outermost first, and functions outside of these."""
         taken: list[tuple[int, int]] = []
         for visit in inside:
@@ -196,7 +202,15 @@ class _Finder:
     def _kind(self, start: Ref, end: Ref) -> tuple[Kind, float] | None:
         key = (start.node.order, start.index, end.node.order, end.index)
         if key not in self._kinds:
-            self._kinds[key] = kind_between(self._replay, start, end, dtype=self._dtype, device=self._device)
+            try:
+                self._kinds[key] = kind_between(self._replays, start, end, dtype=self._dtype, device=self._device)
+            except Unseen:
+                self._kinds[key] = None
+                if self._at:
+                    self.notes.append(
+                        f"the norms of block {self._at} are not known: something in it, perhaps a norm, returns the "
+                        "same whatever it is given, as what is multiplied by 0 does."
+                    )
         return self._kinds[key]
 
     def _after(self, output: Ref) -> _Candidate | None:
@@ -215,74 +229,6 @@ class _Finder:
                 if kind is not None:
                     return _Candidate("", node.parents[0], node.out, *kind)
         return None
-
-
-class _Block:
-    """The sums of one block call, and what the branches are made from."""
-
-    def __init__(self, region: Region, sums: Sums, branches: list[Branch], leaves: dict[str, Ref]) -> None:
-        self.region, self.sums = region, sums
-        self._branches, self._leaves = branches, leaves
-        cut = {sums.stream.node.order, *(one.total.node.order for one in sums.additions)}
-        self._made_from = {name: self._upstream(leaf, cut) for name, leaf in leaves.items()}
-        self._plain = [self._upstream(one.branch, cut, plain=True) for one in sums.additions]
-        ends = [*(one.state for one in sums.additions), sums.output]
-        starts = [*(one.start for one in sums.additions), sums.additions[-1].total]
-        self._states = list(zip(starts, ends, strict=True))
-        self._chains = [
-            {node.order for node in between({start: None}, end)} if start != end else set()
-            for start, end in self._states
-        ]
-
-    def roles(self, start: Ref, end: Ref) -> list[tuple[Role, str]]:
-        """What a norm from one tensor to the other would be."""
-        order = end.node.order
-        for index, chain in enumerate(self._chains[1:]):
-            if order in chain:
-                return [("sum", name) for name in self._of(index)]
-        for index, plain in enumerate(self._plain):
-            if order in plain and start.node.order not in self.sums.states:
-                mine = [n for n in self._of(index) if n in self._leaves and self._on_the_way(order, n)]
-                return [("branch", name) for name in mine or self._of(index)]
-        if start.node.order in self.sums.states:
-            return [("read", name) for name, nodes in self._made_from.items() if order in nodes]
-        return []
-
-    def bare(self) -> Iterator[tuple[tuple[Role, str], Ref, Ref]]:
-        """Pairs of tensors between which a norm may be written out in the block: states, and what branches read."""
-        for index, (start, end) in enumerate(self._states[1:]):
-            if start != end:
-                for name in self._of(index):
-                    yield ("sum", name), start, end
-        places = {place.node.order: place for place in self.sums.places}
-        for name, nodes in self._made_from.items():
-            for node in self.region.calls:
-                product = self.region.product(node) if node.order in nodes else None
-                if product is None or product.reads.node.order not in self.sums.states:
-                    continue
-                gate = gate_of(product.reads, self.sums.states, lambda each: each.order in places)
-                if gate is not None and gate != product.reads:
-                    yield ("read", name), gate, product.reads
-
-    def _of(self, addition: int) -> list[str]:
-        return [branch.name for branch in self._branches if branch.addition == addition]
-
-    def _on_the_way(self, order: int, name: str) -> bool:
-        return order in self._made_from[name] or order == self._leaves[name].node.order
-
-    def _upstream(self, start: Ref, cut: set[int], *, plain: bool = False) -> set[int]:
-        """Orders of the calls that a tensor was made from, since the last sum; plain: since the last product."""
-        found: set[int] = set()
-        waiting: list[Node] = [start.node]
-        while waiting:
-            node = waiting.pop()
-            if node.order in found or node.order in cut or not node.data:
-                continue
-            if plain and (node.attention or self.region.product(node) is not None):
-                continue
-            found.add(node.order)
-            waiting.extend(parent.node for parent in node.parents if not self.region.ends(parent))
-        return found
 
 
 def _origin(ref: Ref, output: Ref) -> Ref:

@@ -6,6 +6,9 @@ import kinds
 import pytest
 import torch
 from blocks import reference_path
+from normed import normed, norms_of
+from plain import PlainGPT, tokens
+from remedy_patients import build, stir
 from schemes import deep, repaired_states, residual, states
 
 import fullrank
@@ -133,6 +136,43 @@ def test_what_is_no_norm_of_tokens_is_refused():
     kind = kinds.build("albert")
     with pytest.raises(RemedyError, match="shared by several layers"):
         fullrank.repair(kind.model, "batch-norm", batch=kind.batch)
+
+
+def test_a_norm_that_a_block_calls_twice_is_refused():
+    model = PlainGPT(layers=2)
+    for block in model.h:
+        block.ln_2 = block.ln_1
+    with pytest.raises(RemedyError, match=r"the norm h\.0\.ln_1 is called 2 times, and batch-norm needs one for each"):
+        fullrank.repair(model.eval(), "batch-norm", batch=(tokens(),))
+
+
+@pytest.mark.parametrize("first", ["skip-init", "rezero?norms=keep", "peri-norm?start=0"])
+def test_behind_branches_that_begin_at_zero_norms_are_found_all_the_same(first):
+    case, expected = (build("gpt2"), 6 + 6 + 1) if first.startswith("peri") else (normed("olmo2"), 6 + 1)
+    with torch.no_grad(), fullrank.repair(case.model, [first, "batch-norm"], batch=case.batch):
+        assert sum(isinstance(module, TokenBatchNorm) for module in case.model.modules()) == expected
+
+
+def test_the_scale_of_a_branch_stays_behind_the_norm_that_is_replaced():
+    case, hand = normed("olmo2"), normed("olmo2")
+    with torch.no_grad():
+        with fullrank.repair(case.model, ["skip-init", "batch-norm"], batch=case.batch):
+            added = {n: p for n, p in case.model.named_parameters() if n.endswith("alpha")}
+            stir(added)
+            alpha = [float(p) for _, p in sorted(added.items())]  # by layer, attention first
+            found = case()
+            moments = {n: (m.mean, m.variance) for n, m in case.model.named_modules() if isinstance(m, TokenBatchNorm)}
+        for layer in (1, 2, 3):
+            for place, norm in enumerate(norms_of(hand.model, layer)[0]):
+                _by_hand(hand.model, norm, moments, alpha[2 * (layer - 1) + place])
+        _by_hand(hand.model, hand.model.norm, moments, 1.0)
+        torch.testing.assert_close(found, hand(), rtol=0, atol=1e-5)
+
+
+def _by_hand(model, norm, moments, factor):
+    (name,) = [name for name, module in model.named_modules() if module is norm]
+    mean, variance = moments[f"{name}.fullrank_batch_norm"]
+    norm.forward = lambda X: factor * norm.weight * (X - mean) / (variance + 1e-5).sqrt()
 
 
 def test_a_model_in_half_precision_keeps_moments_in_float32():

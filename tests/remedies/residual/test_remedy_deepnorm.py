@@ -1,5 +1,6 @@
 """DeepNorm: skips and weights of post-norm models."""
 
+import kinds
 import pytest
 import torch
 import transformers as hf
@@ -53,6 +54,16 @@ def test_encoder_and_decoder_have_constants_of_their_own():
     assert deepnorm_constants(3, 2, decoder=True) == pytest.approx((9**0.25, 36**0.25))
     assert deepnorm_constants(18) == pytest.approx((6**0.5, 12**0.5))
     assert bool(torch.isfinite(found).all())
+
+
+def test_norms_whose_gains_are_zero_are_norms_after_the_sum():
+    kind = kinds.build("bert")
+    with torch.no_grad():
+        for block in kind.blocks("encoder"):
+            block.attention.output.LayerNorm.weight.zero_()
+            block.output.LayerNorm.weight.zero_()
+    with fullrank.repair(kind.model, "deepnorm", batch=kind.batch) as repair:
+        assert sum("encoder layer" in place for place in repair.applied[0].edit.where) == 6
 
 
 @pytest.mark.parametrize("placement", ["pre", "peri", "res-post", "none"])

@@ -148,3 +148,11 @@ def test_branches_count_as_much_whatever_the_size_of_the_stream():
     assert share(100.0) < 0.05 * share(1.0)
     with fullrank.repair(model, "holistic-norm", batch={"inputs_embeds": X}):
         assert share(100.0) == pytest.approx(share(1.0), rel=1e-3)
+
+
+def test_a_norm_that_a_block_calls_twice_is_refused():
+    case = build("vit")
+    for block in case.model.layers:
+        block.layernorm_after = block.layernorm_before
+    with pytest.raises(RemedyError, match="is called 2 times, and holistic-norm needs one for each call"):
+        fullrank.repair(case.model, "holistic-norm", batch=case.batch)

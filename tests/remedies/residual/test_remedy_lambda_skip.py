@@ -2,9 +2,11 @@
 
 import math
 
+import kinds
 import pytest
 import torch
 from blocks import NAMES, by_hand, close, repaired
+from plain import Attention, PlainGPT, sharp, tokens
 from schemes import deep, repaired_states, residual, states
 from torch import nn
 
@@ -28,6 +30,42 @@ def test_every_skip_may_learn_its_own(name):
     found, strength = repaired(name, "lambda-skip", at="all", learnable=True, strength=1.2)
     assert [one.shape for one in strength] == [(1,)] * 6
     close(found, by_hand(name, lambda layer, b, X, F: strength[2 * (layer - 1) + PLACE[b]] * X + F))
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_the_skip_of_parallel_branches_is_multiplied_whichever_comes_first_in_their_sum(learnable):
+    kind = kinds.build("falcon")
+    with torch.no_grad():
+        with fullrank.repair(kind.model, "lambda-skip", strength=2.5, learnable=learnable, batch=kind.batch) as repair:
+            assert repair.parameters == (3 if learnable else 0)
+            found = kind()
+        for block in kind.blocks("decoder"):  # λX + F = (X + F) + (λ − 1)X
+            block.register_forward_hook(lambda m, args, output: (output[0] + 1.5 * args[0], *output[1:]))
+        close(found, kind())
+
+
+class Three(nn.Module):
+    """Attention and a map that are summed before they are added, and a second map that is added by itself."""
+
+    def __init__(self, width, heads, **options):
+        super().__init__()
+        self.skip = 1.0
+        self.one, self.two = (nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(2))
+        self.attention = Attention(width, heads, **options)
+
+    def forward(self, X):
+        X = self.skip * X + (self.one(X) + self.attention(X))
+        return X + self.two(X)
+
+
+def test_a_branch_that_is_added_later_by_itself_keeps_its_skip():
+    model = sharp(PlainGPT(layers=2, block=Three))
+    with torch.no_grad():
+        with fullrank.repair(model, "lambda-skip?strength=3", batch=(tokens(),)):
+            found = model(tokens())
+        for block in model.h:
+            block.skip = 3.0
+        close(found, model(tokens()), 1e-5)
 
 
 def test_a_plain_model_becomes_the_one_that_is_built_with_it():

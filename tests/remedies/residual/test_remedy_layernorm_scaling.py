@@ -3,6 +3,7 @@
 import kinds
 import pytest
 import torch
+from mixed import two_stacks
 from schemes import deep, gradients, repaired_states, states, variance
 
 import fullrank
@@ -46,10 +47,29 @@ def test_models_that_do_not_read_through_norms_of_their_own_are_refused():
         ({"placement": "post"}, "has no norm before a branch"),
         ({"placement": "none", "norm": "none"}, "has no norm before a branch"),
         ({"depth": 1}, "has one block"),
+        (
+            {"placement": "peri"},
+            r"attention of encoder layer 1 of this Transformer normalises what it adds too \(peri\)",
+        ),
     ):
         model, X = deep(**({"depth": 2, "width": 32} | options))
         with pytest.raises(RemedyError, match=words):
             fullrank.repair(model, "layernorm-scaling", batch={"inputs_embeds": X})
+
+
+def test_of_a_published_family_with_norms_on_both_sides():
+    kind = kinds.build("gemma2")
+    with pytest.raises(RemedyError, match=r"normalises what it adds too \(peri\).*would not make that smaller"):
+        fullrank.repair(kind.model, "layernorm-scaling", batch=kind.batch)
+
+
+def test_a_stack_that_reads_through_no_norm_is_named():
+    case = two_stacks()
+    with fullrank.repair(case.model, "layernorm-scaling", batch=case.batch) as repair:
+        assert repair.notes == (
+            "layernorm-scaling: the branches of decoder read through no norm, and decoder is left as it is.",
+        )
+        assert len(repair.applied[0].edit.where) == 2
 
 
 def test_the_stream_grows_as_the_logarithm_of_depth_and_no_longer_linearly():

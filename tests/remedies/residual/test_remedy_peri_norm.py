@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import stages
 import torch
 from blocks import NAMES as ALL
 from blocks import POST, by_hand, close, repaired
 from schemes import deep, repaired_states, states, variance
+from stages import last_maps, staged
 
 import fullrank
 from fullrank.errors import RemedyError
@@ -51,6 +53,30 @@ def test_models_that_do_not_read_through_norms_alone_are_refused(placement):
     model, X = deep(2, width=32, placement=placement)
     with pytest.raises(RemedyError, match=rf"stand otherwise \({placement}\)"):
         fullrank.repair(model, "peri-norm", batch={"inputs_embeds": X})
+
+
+@pytest.mark.parametrize("name", ["swin", "segformer"])
+def test_each_stage_has_norms_of_its_own_width(name):
+    case = staged(name)
+    found, added = stages.repaired(case, "peri-norm")
+    assert [[len(p) for p in each] for each in added] == [[16, 16]] * 4 + [[32, 32]] * 4
+    for last, own in zip(last_maps(case.model), added, strict=True):
+        last.register_forward_hook(lambda module, args, F, own=own: normalised(F, 1e-5, *own))
+    for block in [m for m in case.model.modules() if hasattr(m, "layernorm_before")]:
+        assert {block.layernorm_before.eps, block.layernorm_after.eps} == {1e-5}
+    with torch.no_grad():
+        close(found, case(), 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_where_branches_read_through_batch_norms_the_kind_is_asked_for(kind):
+    model, X = deep(2, width=32, norm="batchnorm")
+    with pytest.raises(
+        RemedyError, match="is a batch norm, and peri-norm makes none such; choose kind=layer or kind=rms"
+    ):
+        fullrank.repair(model, "peri-norm", batch={"inputs_embeds": X})
+    with fullrank.repair(model, "peri-norm", kind=kind, batch={"inputs_embeds": X}) as repair:
+        assert repair.parameters == 4 * 32 * (2 if kind == "layer" else 1)
 
 
 def test_however_large_the_weights_the_stream_grows_by_two_per_block():

@@ -6,6 +6,7 @@ import kinds
 import pytest
 import torch
 from attending import MASKS, dense_softmax, real_rows, repaired_and_seen
+from mixed import modern, two_stacks
 from remedy_patients import build
 from schemes import deep
 
@@ -26,6 +27,12 @@ def unit(X, eps):
     return X / (X.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
+def by_definition(call, eps):
+    q, k, v = (unit(one, eps) for one in (call.q, call.k, call.v))
+    beside = call.s - call.scale * call.q @ call.k.mT  # biases, and −inf
+    return dense_softmax(beside + q @ k.mT / q.shape[-1] ** 0.5) @ v
+
+
 @pytest.mark.parametrize("mask", CASES)
 def test_heads_attend_with_normalised_queries_keys_and_values(mask):
     case = CASES[mask]()
@@ -33,11 +40,8 @@ def test_heads_attend_with_normalised_queries_keys_and_values(mask):
         for call in calls():
             if call.part != "self":
                 continue
-            q, k, v = (unit(one, 1e-3) for one in (call.q, call.k, call.v))
-            beside = call.s - call.scale * call.q @ call.k.mT  # biases, and −inf
-            A = dense_softmax(beside + q @ k.mT / q.shape[-1] ** 0.5)
             rows = real_rows(case, call)
-            torch.testing.assert_close(call.output[rows], (A @ v)[rows], rtol=0, atol=1e-8)
+            torch.testing.assert_close(call.output[rows], by_definition(call, 1e-3)[rows], rtol=0, atol=1e-8)
 
 
 def test_the_state_itself_is_what_attention_is_given():
@@ -55,6 +59,26 @@ def test_a_norm_that_the_mlp_reads_too_is_left_alone():
     model, X = deep(2, width=32, placement="res-post")
     with pytest.raises(RemedyError, match="has no norm before a branch"):
         fullrank.repair(model, "qkv-norm", batch={"inputs_embeds": X})
+
+
+def test_a_stack_that_reads_through_no_norm_stays_as_it_is_and_is_named():
+    case = two_stacks()
+    with repaired_and_seen(case, "qkv-norm") as (repair, calls):
+        assert repair.notes == (
+            "qkv-norm: self-attention of decoder layer 1, 2 reads through no norm and is left as it is.",
+        )
+        for call in calls():
+            expected = by_definition(call, 1e-6) if call.stack == "vision" else call.A @ call.v
+            torch.testing.assert_close(call.output, expected, rtol=0, atol=1e-8)
+
+
+def test_a_first_block_that_reads_what_the_embedding_normalised_is_changed_with_the_others():
+    case = modern()
+    with repaired_and_seen(case, "qkv-norm") as (repair, calls):
+        assert not repair.notes
+        assert [call.layer for call in calls()] == [1, 2, 3]
+        for call in calls():
+            torch.testing.assert_close(call.output, by_definition(call, 1e-6), rtol=0, atol=1e-8)
 
 
 def test_entropies_no_longer_depend_on_the_size_of_queries_and_keys():

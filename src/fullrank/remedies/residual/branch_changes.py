@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from fullrank.capture import undisturbed
 from fullrank.capture.anatomy import Stack
 from fullrank.edit import Branch, Branches, Edit, rewrite_residual, scale_branch
 from fullrank.edit.adding import Function
 from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient
+from fullrank.remedies.weighing import all_or_none
 
-__all__ = ["Gain", "Weighted", "added_otherwise", "depth_of", "fitted", "followed", "scaled_branches"]
+__all__ = ["Gain", "Weighted", "added_otherwise", "depth_of", "fitted", "followed", "scaled_branches", "shapes_of"]
 
 
 class Gain(nn.Module):
@@ -103,10 +106,7 @@ def scaled_branches(
     Raises:
         RemedyError: where branches could not be followed.
     """
-    groups: dict[tuple[str, int | str], list[Branch]] = {}
-    for branch in followed(patient):
-        groups.setdefault((branch.path, branch.item), []).append(branch)
-    for group in groups.values():
+    for group in _by_module(patient):
         first = group[0]
         made = by(first)
         if isinstance(made, nn.Module):
@@ -115,15 +115,52 @@ def scaled_branches(
             yield scale_branch(patient.model, Branches(tuple(group)), by=made, name=registered(name))
 
 
+def shapes_of(patient: Patient) -> dict[tuple[str, int, str], torch.Size]:
+    """What each branch adds, by its shape: stages of one stack may be of several widths. Cost: one forward.
+
+    Args:
+        patient: the model; it is left as it was.
+
+    Returns:
+        Of (stack, layer, branch) the shape of what its module returns in the forward at hand.
+
+    Raises:
+        RemedyError: where branches could not be followed.
+    """
+    seen: dict[int, torch.Size] = {}
+
+    def look(at: int, F: Tensor) -> Tensor:
+        seen[at] = F.shape
+        return F
+
+    groups = _by_module(patient)
+    looks = (
+        scale_branch(patient.model, Branches(tuple(group)), by=partial(look, at)) for at, group in enumerate(groups)
+    )
+    edit = all_or_none(looks)
+    assert edit is not None  # branches were found, or were refused
+    with edit, undisturbed(patient.model):
+        patient.forward()
+    return {(one.stack, one.layer, one.name): seen[at] for at, group in enumerate(groups) for one in group}
+
+
+def _by_module(patient: Patient) -> list[list[Branch]]:
+    """The branches that one module returns in one place."""
+    groups: dict[tuple[str, int | str], list[Branch]] = {}
+    for branch in followed(patient):
+        groups.setdefault((branch.path, branch.item), []).append(branch)
+    return list(groups.values())
+
+
 def added_otherwise(patient: Patient, name: str, function: Callable[[Branch], Function | None]) -> Iterator[Edit]:
     """Put f(X, F) in the place of X + F.
 
     Args:
         patient: the model.
         name: of the remedy.
-        function: f for a branch; of branches that are summed before they are added for the first of them. A module is
-            registered in the block. None leaves the sum as it is. It is asked once for a block that several layers
-            share.
+        function: f for a branch; of branches that are summed before they are added for the first of them for which
+            there is one. A module is registered in the block. None leaves the sum as it is. For a block that several
+            layers share there is one.
 
     Yields:
         Edits.
@@ -138,24 +175,23 @@ def added_otherwise(patient: Patient, name: str, function: Callable[[Branch], Fu
         path = stack.paths[branch.layer - 1]
         if (branch.stack, path, branch.addition) in done:
             continue
-        done.add((branch.stack, path, branch.addition))
         shared = stack.paths.count(path) > 1
         if shared and len(set(stack.paths)) > 1:
             raise RemedyError(f"some of the layers of {stack.name} share a block and some do not.")
         made = function(branch)
         if made is None:
             continue
+        done.add((branch.stack, path, branch.addition))
         if isinstance(made, nn.Module):
             made = fitted(patient, branch.stack, branch.layer, made)
-        beside = [one for one in branches.of(branch.stack, branch.layer).values() if one.addition == branch.addition]
+        beside = [one for one in branches if (one.stack, one.addition) == (branch.stack, branch.addition)]
         yield rewrite_residual(
             patient.model,
             patient.anatomy,
-            branches,
+            Branches(tuple(beside)),
             made,
             stack=branch.stack,
             layer=None if shared else branch.layer,
-            branch=branch.name if len(beside) == 1 else None,
             name=f"{registered(name)}_{branch.name.replace('.', '_')}",
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fullrank.edit import Branch, Edit
+from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.residual.branch_changes import Gain, depth_of, scaled_branches, stack_of
+from fullrank.remedies.residual.branch_changes import Gain, depth_of, scaled_branches, shapes_of, stack_of
 from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["layer_scale"]
@@ -42,10 +43,14 @@ __all__ = ["layer_scale"]
 )
 def layer_scale(patient: Patient, *, start: float | None = 1e-5) -> Edit:
     """Multiply each feature of each branch by a number of its own."""
+    shapes = shapes_of(patient)
 
     def by(branch: Branch) -> Gain:
+        shape, axes = shapes[branch.stack, branch.layer, branch.name], stack_of(patient, branch.stack).layout.axes
+        if len(shape) > (2 if axes == "samples" else 3) and axes != "channels last":
+            raise RemedyError(f"the stream of {branch.stack} does not hold features last, as layer-scale needs.")
         usual = 1e-5 if depth_of(patient, branch) <= 24 else 1e-6
-        return Gain(stack_of(patient, branch.stack).width, usual if start is None else start)
+        return Gain(shape[-1], usual if start is None else start)
 
     edit = all_or_none(scaled_branches(patient, "layer-scale", by))
     assert edit is not None  # branches were found, or were refused

@@ -42,7 +42,9 @@ class Shrunk:
     keys=("residual_scaling",),
     parameters=(Parameter("power", "p of ℓ^−p", 0.5, low=0.0, high=2.0),),
     limits=(
-        "For models whose branches read through a norm (pre-norm), to be trained from here; others are refused.",
+        "For models whose branches read through a norm (pre-norm), to be trained from here; others are refused, also "
+        "where branches normalise what they add too (peri), which would undo it. Beside such a stack others stay as "
+        "they are.",
         "On a trained model deeper blocks read what they have not learnt to read.",
         "It holds the growth of the stream with depth down; tokens still become alike.",
         "Scaled initialisation alone gives 60 to 71 % of its gain in the paper's own tables, and is not to be combined "
@@ -56,6 +58,7 @@ def layernorm_scaling(patient: Patient, *, power: float = 0.5) -> Edit:
     found = norms_in(
         patient, "read", why="layernorm-scaling acts on norms that branches read through; use residual-scale"
     )
+    _refuse_peri(patient)
     if all(norm.layer == 1 for norms in found.values() for norm in norms):
         raise RemedyError(f"this {name} has one block, and layernorm-scaling leaves the first as it is.")
 
@@ -72,4 +75,22 @@ def layernorm_scaling(patient: Patient, *, power: float = 0.5) -> Edit:
 
     edit = all_or_none(edits())
     assert edit is not None  # a norm beyond the first block was found
+    there = {norm.stack for norms in found.values() for norm in norms}
+    edit.notes = tuple(
+        f"the branches of {stack.name} read through no norm, and {stack.name} is left as it is."
+        for stack in patient.anatomy.stacks
+        if stack.name not in there
+    )
     return edit
+
+
+def _refuse_peri(patient: Patient) -> None:
+    roles: dict[tuple[str, int, str], set[str]] = {}
+    for norm in patient.norms:
+        mine = roles.setdefault((norm.stack, norm.layer, norm.branch), set())
+        mine.add(norm.role)
+        if {"read", "branch"} <= mine:
+            raise RemedyError(
+                f"{norm.branch} of {norm.stack} layer {norm.layer} of this {type(patient.model).__name__} normalises "
+                "what it adds too (peri), and layernorm-scaling would not make that smaller; use residual-scale."
+            )

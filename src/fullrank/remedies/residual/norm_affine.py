@@ -37,6 +37,8 @@ def refuse_other(patient: Patient, norms: tuple[Norm, ...], name: str) -> Layout
         raise RemedyError(f"{name} takes the place of norms of tokens, and {one.path} is {found}.")
     if len({(norm.stack, norm.layer) for norm in norms}) > 1:
         raise RemedyError(f"the norm {one.path} is shared by several layers, and {name} needs one for each.")
+    if one.calls > 1:
+        raise RemedyError(f"the norm {one.path} is called {one.calls} times, and {name} needs one for each call.")
     layout = stack_of(patient, one.stack).layout
     if layout.axes not in ("tokens", "channels last"):
         raise RemedyError(f"the stream of {one.stack} does not hold features last, as {name} needs.")

@@ -14,7 +14,7 @@ from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.residual.branch_changes import followed, scaled_branches, stack_of
+from fullrank.remedies.residual.branch_changes import followed, scaled_branches
 from fullrank.remedies.residual.norm_changes import placement
 from fullrank.remedies.weighing import all_or_none
 
@@ -88,10 +88,15 @@ def peri_norm(patient: Patient, *, kind: str = "own", start: float = 1.0) -> Edi
 
     def by(branch: Branch) -> OutputNorm:
         own = next(one for one in patient.norms.of(branch.stack, branch.layer) if one.branch == branch.name)
-        wanted = own.kind if kind == "own" else kind
-        made: Literal["layer", "rms"] = "rms" if wanted == "rms" else "layer"
+        if kind == "own" and own.kind not in ("layer", "rms"):
+            found = "a batch norm" if own.kind == "batch" else "neither a layer norm nor an RMS norm"
+            raise RemedyError(
+                f"the norm {own.path or 'of ' + branch.stack} that {branch.name} of layer {branch.layer} reads through "
+                f"is {found}, and peri-norm makes none such; choose kind=layer or kind=rms."
+            )
+        made: Literal["layer", "rms"] = "rms" if "rms" in (kind, own.kind if kind == "own" else "") else "layer"
         eps = 1e-6 if math.isnan(own.eps) else own.eps
-        return OutputNorm(made, stack_of(patient, branch.stack).width, eps, start)
+        return OutputNorm(made, own.width, eps, start)  # that of its stage, not of the whole stack
 
     edit = all_or_none(scaled_branches(patient, "peri-norm", by))
     assert edit is not None  # branches were found, or were refused

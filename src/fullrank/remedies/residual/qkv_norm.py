@@ -10,7 +10,7 @@ from torch import Tensor
 from fullrank.edit import Call, Edit, replace_module
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
-from fullrank.remedies.patient import Patient
+from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.norm_changes import as_given, norms_in
 from fullrank.remedies.weighing import all_or_none
@@ -60,7 +60,8 @@ class QKVNorm:
     parameters=(Parameter("eps", "added to the mean square", 1e-6, low=0.0, high=1.0),),
     limits=(
         "For models whose attention reads through a norm of its own (pre-norm); the norm of the MLP stays. Others "
-        "are refused, and those that softmax by themselves, whose queries and keys are not seen.",
+        "are refused, and those that softmax by themselves, whose queries and keys are not seen. Beside such a stack "
+        "others stay as they are; the first block of one may read what the embedding has normalised.",
         "To be trained from here: a trained model has learnt to read normalised states. Gains are left to the "
         "projections.",
         "Rotary positions turn queries and keys before they are normalised, which changes no length.",
@@ -86,15 +87,36 @@ def qkv_norm(patient: Patient, *, eps: float = 1e-6) -> Edit:
         mine[path] = found
     if not mine:
         raise RemedyError(f"attention of this {name} does not read through a norm that could be put elsewhere.")
-    for site in patient.self_attention:
+    sites, left = _chosen(patient, {(norm.stack, norm.layer) for found in mine.values() for norm in found})
+    for site in sites:
         if site.first.width is None:
             raise RemedyError(f"attention in {site.path} softmaxes by itself and shows no queries and keys.")
 
     def edits() -> Iterator[Edit]:
         for path in mine:
             yield replace_module(patient.model, path, as_given)
-        yield patient.rewrite("qkv-norm", before=lambda site: QKVNorm(eps))
+        yield patient.rewrite("qkv-norm", before=lambda site: QKVNorm(eps), sites=sites)
 
     edit = all_or_none(edits())
     assert edit is not None
+    edit.notes = tuple(
+        f"self-attention of {stack} layer {', '.join(map(str, layers))} reads through no norm and is left as it is."
+        for stack, layers in left.items()
+    )
     return edit
+
+
+def _chosen(patient: Patient, normed: set[tuple[str, int]]) -> tuple[list[Site], dict[str, list[int]]]:
+    """The self-attention of layers that read through a norm, and of the first one of their stack; and what is left."""
+    stacks = {stack for stack, _ in normed}
+    sites, left = [], dict[str, list[int]]()
+    for site in patient.self_attention:
+        bare = [(one.place.stack, one.place.layer) for one in site.calls]
+        bare = [at for at in bare if at not in normed and not (at[1] == 1 and at[0] in stacks)]
+        if not bare:
+            sites.append(site)
+        elif len(bare) < len(site.calls):
+            raise RemedyError(f"attention in {site.path} serves several layers, and only some have a norm before it.")
+        for stack, layer in bare:
+            left.setdefault(stack, []).append(layer)
+    return sites, left
