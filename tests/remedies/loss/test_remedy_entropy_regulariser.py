@@ -11,6 +11,9 @@ from attending import MASKS, repaired_and_seen
 from remedy_patients import build, stir
 
 import fullrank
+from fullrank.capture import survey
+from fullrank.edit import rewrite_attention
+from fullrank.errors import RemedyError
 from fullrank.remedies import penalty_of
 from fullrank.remedies.attention import scores as scores_module
 from golden import assert_golden
@@ -175,3 +178,99 @@ def test_for_heads_that_collapsed_training_brings_their_entropy_back():
             repair.penalty().backward()
             optimiser.step()
         assert float(normalised().min()) > 0.38
+
+
+ENTROPY = "entropy-regulariser?theta=0&margin=0&weight=1"
+OTHERS = {
+    "temperature?kind=fixed&scale=3&learnable=false": {"scale": 3.0},
+    "hopfield?average=0.5": {"average": 0.5},
+    "local-mask?window=2": {"window": 2},
+}
+
+
+def _dense_penalty(*, scale=1.0, average=0.0, window=None):
+    """Mean over layers and heads of E² of a llama without remedies; outputs of attention are put in layer by layer."""
+    kind = kinds.build("llama")
+    model, scores = kind.model, []
+
+    def look(call):
+        K = call.key.repeat_interleave(2, 1)
+        scores.append((call.query @ K.mT * call.query.shape[-1] ** -0.5).detach())
+        return call
+
+    anatomy = kind.anatomy()
+    found, h = [], torch.zeros(())
+    for layer in (1, 2, 3):  # what a layer reads is what the layers before it made
+        with rewrite_attention(model, anatomy, before=look, layer=layer), torch.no_grad():
+            scores.clear()
+            kind()
+        h = average * h + (1 - average) * scale * scores[0]
+        s = h
+        T = s.shape[-1]
+        hidden = torch.tensor([[k > t or (window is not None and t - k >= window) for k in range(T)] for t in range(T)])
+        A = torch.softmax(s.masked_fill(hidden, float("-inf")), -1)
+        E = -torch.special.xlogy(A, A).sum(-1)[..., 1:].mean((0, 2))
+        found.append((E**2).mean())
+
+        def put_in(call, output, A=A):
+            return A @ call.value.repeat_interleave(2, 1)
+
+        rewrite_attention(model, anatomy, after=put_in, layer=layer)
+    return torch.stack(found).mean()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_eager"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_it_is_of_the_map_that_other_remedies_make_whichever_came_first(name, other):
+    expected = _dense_penalty(**OTHERS[other])
+    assert abs(float(expected - _dense_penalty())) > 0.01
+    for order in ([ENTROPY, other], [other, ENTROPY]):
+        kind = kinds.build(name)
+        fullrank.repair(kind.model, order, batch=kind.batch)
+        kind()
+        found = kind.model.fullrank_entropy_regulariser.value().detach().double()
+        atol = 1e-5 if name == "llama_eager" else 1e-9  # it softmaxes in float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def test_a_map_that_is_put_in_counts_by_the_shares_of_its_rows():
+    case = MASKS["causal, explicit softmax"]()
+    maps = []
+    with torch.no_grad():
+        anatomy = survey(case.model, case)
+    for order in (["softpick", ENTROPY], [ENTROPY, "softpick"]):
+        with fullrank.repair(case.model, order, batch=case.batch):
+            look = lambda call, output: [maps.append(call.weights), output][1]  # noqa: E731
+            with rewrite_attention(case.model, anatomy, after=look):
+                maps.clear()
+                case()
+            terms = []
+            for A in maps:
+                A = A.detach().double()
+                E = torch.zeros(A.shape[:-1]).double()
+                for place in torch.cartesian_prod(*(torch.arange(n) for n in A.shape[:-1])):
+                    row = A[tuple(place)]
+                    shares = row[row > 0] / row.sum().clamp(min=1e-300)
+                    E[tuple(place)] = -(shares * shares.log()).sum()
+                terms.append((E[..., 1:].mean((0, 2)) ** 2).mean())
+            found = case.model.fullrank_entropy_regulariser.value()
+            torch.testing.assert_close(found.detach().double(), torch.stack(terms).mean(), rtol=1e-6, atol=0)
+            found.backward()
+            grads = [p.grad for p in case.model.parameters() if p.grad is not None]
+            assert all(bool(torch.isfinite(grad).all()) for grad in grads)
+            assert any(float(grad.abs().max()) > 0 for grad in grads)
+            case.model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("order", [["softcap?cap=1", ENTROPY], [ENTROPY, "softcap?cap=1"]])
+def test_a_kernel_that_another_remedy_replaced_is_refused_and_its_own_softmax_is_seen(order):
+    kind = kinds.build("llama")
+    with pytest.raises(RemedyError, match="entropy-regulariser needs the map of a softmax"):
+        fullrank.repair(kind.model, order, batch=kind.batch)
+    values = []
+    for cap in ("softcap?cap=1", "softcap?cap=1e6"):
+        kind = kinds.build("llama_eager")
+        fullrank.repair(kind.model, [cap if one.startswith("softcap") else one for one in order], batch=kind.batch)
+        kind()
+        values.append(float(kind.model.fullrank_entropy_regulariser.value().detach()))
+    assert values[0] > values[1] + 0.05  # capped scores are flatter

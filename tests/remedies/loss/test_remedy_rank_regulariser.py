@@ -4,8 +4,10 @@ import kinds
 import pytest
 import torch
 import transformers as hf
+from blocks import reference_path
 from calls import normal
 from remedy_patients import build, stir
+from torch import nn
 
 import fullrank
 from fullrank.capture import survey, undisturbed
@@ -119,3 +121,98 @@ def test_for_a_stream_whose_tokens_are_parallel_training_makes_its_rank_grow():
             optimiser.step()
         assert rank[0] < 1.5
         assert rank[-1] > 2.5 * rank[0]
+
+
+def _t5(**batch):
+    model = build("t5").model
+    source = kinds.ids(3, 8)
+    return model, {"input_ids": source, "decoder_input_ids": source.flip(1), "use_cache": False, **batch}
+
+
+def _last_states(model, batch):
+    found = {}
+    hooks = [
+        getattr(model, name).final_layer_norm.register_forward_pre_hook(
+            lambda module, args, name=name: found.setdefault(name, args[0].detach())
+        )
+        for name in ("encoder", "decoder")
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _expected(states, masks):
+    losses = []
+    for name, X in states.items():
+        mask = masks.get(name)
+        rows = [x if mask is None else x[mask[i].bool()] for i, x in enumerate(X)]
+        losses.append(torch.stack([rank_loss(x[None]) for x in rows]).mean())
+    return torch.stack(losses).mean()
+
+
+SHORT = torch.tensor([[1] * 3 + [0] * 5, [1] * 8, [1] * 6 + [0] * 2])
+SHORTER = torch.tensor([[1] * 8, [1] * 2 + [0] * 6, [1] * 5 + [0] * 3])
+
+
+@pytest.mark.parametrize("source", [None, SHORT])
+@pytest.mark.parametrize("target", [None, SHORTER])
+def test_source_and_target_of_one_length_have_each_their_own_padding(source, target):
+    model, batch = _t5()
+    masks = {"attention_mask": source, "decoder_attention_mask": target}
+    batch |= {name: mask for name, mask in masks.items() if mask is not None}
+    states = _last_states(model, batch)
+    with fullrank.repair(model, "rank-regulariser", weight=1.0, batch=batch) as repair:
+        model(**batch)
+        expected = _expected(states, {"encoder": source, "decoder": target})
+        torch.testing.assert_close(repair.penalty().detach().double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama_padded"])
+def test_a_mask_by_place_is_one_by_name(name):
+    case = build(name)
+    with fullrank.repair(case.model, "rank-regulariser", weight=1.0, batch=case.batch) as repair:
+        case()
+        named = repair.penalty().detach()
+        case.model(case.batch["input_ids"], case.batch["attention_mask"])
+        torch.testing.assert_close(repair.penalty().detach(), named, rtol=0, atol=0)
+        case.model(case.batch["input_ids"])
+        assert abs(float(repair.penalty().detach() - named)) > 1e-5
+
+
+def test_padding_that_attention_is_told_of_by_another_name_is_left_out():
+    case = build("torch_encoder")
+    real = ~case.batch["src_key_padding_mask"]
+    with reference_path(), fullrank.repair(case.model, "rank-regulariser", weight=1.0, batch=case.batch) as repair:
+        X = case()
+        losses = [rank_loss(x[real[i]][None]) for i, x in enumerate(X.detach())]
+        torch.testing.assert_close(repair.penalty().detach().double(), torch.stack(losses).mean(), rtol=1e-6, atol=0)
+
+
+class Recurrent(nn.Module):
+    """Blocks without attention, told of padding by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = build("zoo_state_space").model
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids=input_ids).logits
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_without_attention_the_argument_of_that_name_tells(by_name):
+    model, ids = Recurrent(), kinds.ids(3, 8)
+    called = {"input_ids": ids, "attention_mask": SHORT}
+    states = []
+    hook = model.model.blocks[-1].register_forward_hook(lambda module, args, output: states.append(output.detach()))
+    with torch.no_grad():
+        model(**called)
+    hook.remove()
+    with fullrank.repair(model, "rank-regulariser", weight=1.0, batch=called) as repair:
+        model(**called) if by_name else model(ids, SHORT)
+        expected = _expected({"decoder": states[0]}, {"decoder": SHORT})
+        torch.testing.assert_close(repair.penalty().detach().double(), expected, rtol=1e-6, atol=0)
+        assert abs(float(expected - _expected({"decoder": states[0]}, {}))) > 1e-4
