@@ -133,6 +133,12 @@ class Cut(nn.Module):
         (lambda model: replace_weight(model, "weigth", 0.0), "'weigth' is no parameter or buffer of this Linear"),
         (lambda model: replace_weight(model, "weight", torch.zeros(3)), r"weight is \(2, 2\), and the value for it is"),
         (lambda model: reparametrize(model, "weight", Cut()), "weight cannot be reparametrised"),
+        (lambda model: replace_weight(nn.Linear(2, 2, device="meta"), "weight", 0.0), "weight is offloaded"),
+        (lambda model: reparametrize(nn.Linear(2, 2, device="meta"), "weight", Gain()), "weight is offloaded"),
+        (
+            lambda model: replace_weight(torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "weight", 0.0),
+            "weight is made by a parametrisation and has no values of its own",
+        ),
         (lambda model: reparametrize(nn.BatchNorm1d(2), "running_mean", Gain()), "running_mean is a buffer"),
     ],
 )

@@ -10,6 +10,7 @@ from remedy_patients import build, stir
 from torch import nn
 
 import fullrank
+from fullrank.edit import replace_weight
 from fullrank.errors import RemedyError
 from fullrank.remedies import Asked, remedy, repaired
 from fullrank.remedies import patient as patient_module
@@ -164,6 +165,35 @@ def test_nan_in_the_output_makes_nothing_heard_that_has_no_part():
         repaired(model, lambda: model(**batch), [Asked(idle, {})])
     live = declared("live", lambda heads: Parts(heads, HOW["plainly"]))
     assert repaired(model, lambda: model(**batch), [Asked(live, {})]).applied[0].proof.acts
+
+
+def spoiling(value):
+    """A remedy that writes a value into one number of a weight."""
+
+    def apply(patient):
+        def spoil(W):
+            W[0, 0] = value
+            return W
+
+        return replace_weight(patient.model, "body.h.1.mlp.c_fc.weight", spoil)
+
+    words = {"addresses": ("redundant-heads",), "acts_on": "weights", "exactness": "init-only"}
+    return remedy("spoiling", "spoiling", **words, formula="W", papers=("none",), cost="none")(apply)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_make_finite_outputs_nan_are_taken_back(value):
+    model, batch = spoilt()
+    with torch.no_grad():
+        before = model(**batch)
+    state = everything(model.body)
+    finite = int(before.isfinite().sum())
+    with pytest.raises(
+        RemedyError, match=f"with it {finite:,} entries of the output are NaN or infinite that were not"
+    ):
+        repaired(model, lambda: model(**batch), [Asked(spoiling(value), {})])
+    assert [what for what in changes(state, everything(model.body)) if what != "versions"] == []
+    repaired(model, lambda: model(**batch), [Asked(spoiling(0.5), {})]).undo()
 
 
 @pytest.mark.parametrize(

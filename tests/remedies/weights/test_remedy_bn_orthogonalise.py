@@ -71,6 +71,63 @@ def test_directions_that_the_batch_does_not_show_count_as_the_smallest():
     torch.testing.assert_close(new / new.norm(), expected / expected.norm(), rtol=0, atol=1e-12)
 
 
+def test_singular_values_are_exact_with_as_many_rows_as_inputs_and_of_a_part_of_the_batch_with_fewer():
+    generator = torch.Generator().manual_seed(0)
+    H = torch.randn(40, 12, generator=generator).double() @ torch.diag(torch.logspace(0, -1.5, 12).double())
+    s = torch.linalg.svdvals(H)
+    for rows in (12, 20):
+        W = torch.randn(rows, 12, generator=generator).double()
+        made = torch.linalg.svdvals(H @ flattening(W, H, 0.5, 1e-3).mT)[:12]
+        torch.testing.assert_close(made / made[0], (s / s[0]).sqrt(), rtol=1e-9, atol=0)
+    W = torch.randn(4, 12, generator=generator).double()
+    made = torch.linalg.svdvals(H @ flattening(W, H, 0.5, 1e-3).mT)
+    assert float((made / made[0] - (s / s[0]).sqrt()[:4]).abs().max()) > 0.05
+    # what fewer rows keep: Q S^½ for orthonormal rows Q, whose values interlace with those of S^½
+    u, _, v = torch.linalg.svd(W, full_matrices=False)
+    _, _, V = torch.linalg.svd(H)
+    expected = torch.linalg.svdvals((u @ v) @ V.mT @ torch.diag(s.sqrt()))
+    torch.testing.assert_close(made / made[0], expected / expected[0], rtol=1e-9, atol=0)
+
+
+def silent(how):
+    """A model of which an MLP reads or makes nothing but zeros."""
+    kind = kinds.build("gpt2")
+    with torch.no_grad():
+        if how == "norm":
+            kind.model.h[1].ln_2.weight.zero_()
+            kind.model.h[1].ln_2.bias.zero_()
+        else:
+            kind.model.h[1].mlp.c_fc.weight.zero_()
+            kind.model.h[1].mlp.c_fc.bias.zero_()
+    return kind
+
+
+@pytest.mark.parametrize(("how", "roles", "name"), [("norm", "first", "c_fc"), ("up", "all", "c_proj")])
+def test_a_weight_that_reads_nothing_but_zeros_is_refused_and_all_others_stay(how, roles, name):
+    kind = silent(how)
+    before = {n: p.detach().clone() for n, p in kind.model.named_parameters()}
+    with pytest.raises(RemedyError, match=rf"h\.1\.mlp\.{name}\.weight reads nothing but zeros on this batch"):
+        fullrank.repair(kind.model, "bn-orthogonalise", roles=roles, batch=kind.batch)
+    assert all(torch.equal(p, before[n]) for n, p in kind.model.named_parameters())
+    fullrank.repair(kind.model, "bn-orthogonalise", roles="attention", batch=kind.batch)
+    assert all(bool(p.isfinite().all()) for p in kind.model.parameters())
+
+
+def test_a_weight_of_two_modules_is_set_once_by_the_first():
+    kind = kinds.build("llama")
+    first, second = kind.model.layers[0].mlp, kind.model.layers[1].mlp
+    second.up_proj.weight = first.up_proj.weight
+    old = first.up_proj.weight.detach().clone()
+    read = []
+    with torch.no_grad(), fullrank.repair(kind.model, "bn-orthogonalise", roles="mlp", batch=kind.batch) as handle:
+        first.up_proj.register_forward_pre_hook(lambda m, args: read.append(args[0].flatten(0, 1)))
+        kind.model(**kind.batch)
+        torch.testing.assert_close(first.up_proj.weight, flattening(old, read[0], 0.5, 1e-3), rtol=1e-6, atol=1e-9)
+        assert [name for name in handle.applied[0].edit.where if "up_proj" in name].count(
+            "layers.0.mlp.up_proj.weight"
+        ) == 1
+
+
 def test_experts_are_refused():
     config = hf.MixtralConfig(**kinds.TEXT, num_key_value_heads=2, num_local_experts=2)
     with torch.random.fork_rng(devices=[]):

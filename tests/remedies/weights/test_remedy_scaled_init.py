@@ -1,5 +1,7 @@
 """Scaled initialisation: which weights are shrunk, by how much, and what that does to a deep stack."""
 
+import re
+
 import kinds
 import pytest
 import torch
@@ -59,6 +61,35 @@ def test_every_expert_is_shrunk_once_and_the_router_is_not():
             factor = 0.5 if n.endswith(("o_proj.weight", "down_proj")) else 1.0
             torch.testing.assert_close(p.detach(), factor * before[n], rtol=1e-6, atol=0)
     assert sum(n.endswith("down_proj") for n in before) == 2  # all experts of a layer in one parameter
+
+
+def started(kind, config):
+    """A fresh model by its class's own initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(config).eval(), {"input_ids": ids(), "use_cache": False}
+
+
+@pytest.mark.parametrize("by", ["gpt2", "depth"])
+def test_where_a_model_has_shrunk_its_last_weights_by_itself_a_note_says_that_it_is_done_twice(by):
+    config = hf.GPT2Config(vocab_size=64, n_embd=32, n_layer=6, n_head=4, n_positions=32)
+    model, batch = started(hf.GPT2Model, config)
+    std = float(model.h[0].mlp.c_proj.weight.detach().std())
+    assert std == pytest.approx(0.02 / 12**0.5, rel=0.05)
+    with fullrank.repair(model, "scaled-init", by=by, batch=batch) as handle:
+        (note,) = handle.notes
+        assert "about what by=gpt2 makes them" in note
+        said = [float(number) for number in re.findall(r"0\.\d+", note)]
+        assert said == pytest.approx([12**-0.5] * 2, rel=0.05)
+        factor = 12**-0.5 if by == "gpt2" else 1 / 6
+        assert float(model.h[0].mlp.c_proj.weight.detach().std()) == pytest.approx(std * factor, rel=1e-5)
+
+
+def test_where_it_has_not_there_is_no_such_note():
+    config = hf.LlamaConfig(**kinds.TEXT | {"num_hidden_layers": 6}, num_key_value_heads=2)
+    model, batch = started(hf.LlamaModel, config)
+    with fullrank.repair(model, "scaled-init", batch=batch) as handle:
+        assert handle.notes == ()
 
 
 def deep(seed, **options):

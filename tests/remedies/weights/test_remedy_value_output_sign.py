@@ -110,6 +110,54 @@ def test_values_that_are_not_read_off_the_stream_are_refused():
         fullrank.repair(model, "value-output-sign", batch={"input_ids": torch.arange(8)[None]})
 
 
+@pytest.mark.parametrize("method", ["tie", "nearest", "flip"])
+def test_outputs_of_zero_have_no_sign_to_be_given(method):
+    kind = kinds.build("llama")
+    output = kind.model.layers[1].self_attn.o_proj.weight
+    with torch.no_grad():
+        output[:, 8:16] = 0
+    before = {n: p.detach().clone() for n, p in kind.model.named_parameters()}
+    with pytest.raises(RemedyError, match=r"W_O of head 2 of decoder layer 2 is zero"):
+        fullrank.repair(kind.model, "value-output-sign", method=method, batch=kind.batch)
+    assert all(torch.equal(p, before[n]) for n, p in kind.model.named_parameters())
+
+
+def test_an_output_that_two_layers_share_is_refused_unless_they_share_the_values_too():
+    kind = kinds.build("llama")
+    first, second = (layer.self_attn for layer in kind.model.layers[:2])
+    second.o_proj.weight = first.o_proj.weight
+    with pytest.raises(RemedyError, match=r"W_O of decoder layer 2 serves another layer too, of which W_V differs"):
+        fullrank.repair(kind.model, "value-output-sign", batch=kind.batch)
+    second.v_proj.weight = first.v_proj.weight
+    with fullrank.repair(kind.model, "value-output-sign", batch=kind.batch):
+        values = first.v_proj.weight.detach().split(8)
+        heads = [each for each in values for _ in range(4 // len(values))]
+        H = sum(o @ v for v, o in zip(heads, first.o_proj.weight.detach().split(8, dim=1), strict=True))
+        assert float(torch.linalg.eigvalsh((H + H.mT) / 2).max()) < 1e-10
+
+
+def test_modes_are_no_larger_than_one_where_maps_have_none_below_zero_and_below_two_always():
+    generator = torch.Generator().manual_seed(0)
+    V = torch.randn(6, 6, generator=generator).double()
+    H = -V @ V.mT / torch.linalg.matrix_norm(V @ V.mT, 2)  # eig H in [−1, 0], as the remedy makes it
+
+    def largest(A):
+        """Of X ↦ X + AXH, as one matrix on all entries of X."""
+        whole = torch.eye(6 * len(A)).double() + torch.kron(A, H.mT.contiguous())
+        return float(torch.linalg.eigvals(whole).abs().max())
+
+    G = torch.randn(8, 8, generator=generator).double()
+    kernel = (-torch.cdist(G, G).square() / 8).exp()  # positive definite, and so is its map up to similarity
+    A = kernel / kernel.sum(1, keepdim=True)
+    assert torch.linalg.eigvals(A).real.min() > 0
+    assert largest(A) < 1 + 1e-12
+    swapped = torch.tensor([[0.1, 0.9], [0.9, 0.1]], dtype=torch.float64)  # eigenvalues 1 and −0.8
+    assert largest(swapped) == pytest.approx(1.8, rel=1e-9)
+    for _ in range(20):
+        A = torch.softmax(3 * torch.randn(8, 8, generator=generator).double(), -1)
+        assert largest(A) < 2
+
+
 def residual_after(depth, seed, **options):
     """Attention and skip alone, 32 tokens, no norms, heads with maps of their own."""
     config = TransformerConfig(
