@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import fitted
+from fullrank.remedies.tokens.vision import placed_inside
 from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["Registers", "registers"]
@@ -85,6 +87,9 @@ class Dropped:
     limits=(
         "For models of images whose blocks attend to all patches alike: with windows, masks, causal attention or "
         "positions inside the blocks the number of tokens is fixed, and they are refused.",
+        "Hidden states that the model returns, and feature maps made of them, would have the further tokens: a model "
+        "that returned them in the forward it was repaired with is refused, one that is asked for them later hands "
+        "them on.",
         "Does not help before it is trained: until then registers are tokens that attention wastes weight on.",
         "In trained models with registers these can be replaced by their means.",
         "The paper of registers itself was not read.",
@@ -93,7 +98,7 @@ class Dropped:
 )
 def registers(patient: Patient, *, number: int = 4, std: float = 0.02, seed: int = 0) -> Edit:
     """Put learned tokens before the blocks, and take them away behind."""
-    model, stack = patient.model, _images(patient)
+    model, (stack, shapes) = patient.model, _images(patient)
     places = [place_in(stack, layer, "out", stack.paths[layer - 1]) for layer in (1, len(stack.paths))]
     drawn = torch.randn(number, stack.width, generator=torch.Generator().manual_seed(seed)) * std
     first = fitted(patient, stack.name, 1, Registers(places[0], drawn))
@@ -106,19 +111,48 @@ def registers(patient: Patient, *, number: int = 4, std: float = 0.02, seed: int
     assert edit is not None
     try:
         with undisturbed(model):
-            patient.forward()
-    except (RuntimeError, ValueError) as reason:
+            found = dict(_shapes(patient.forward()))
+        other = next((name for name in {**shapes, **found} if shapes.get(name) != found.get(name)), None)
+        if other is not None:
+            raise RemedyError(
+                f"{other or 'the output'} of {type(model).__name__} is {found.get(other)} with more tokens and "
+                f"{shapes.get(other)} without them: what is made of states inside the blocks does not fit."
+            )
+    except RemedyError:
         edit.undo()
-        first_line = str(reason).splitlines()[0]
-        raise RemedyError(f"{type(model).__name__} does not run with more tokens: {first_line}") from None
+        raise
+    except Exception as reason:
+        edit.undo()
+        said = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise RemedyError(f"{type(model).__name__} does not run with more tokens: {said}") from reason
+    except BaseException:
+        edit.undo()
+        raise
     return edit
 
 
-def _images(patient: Patient) -> Stack:
+def _shapes(output: Any, name: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors in what a model returns, with their shapes."""
+    if isinstance(output, Tensor):
+        yield name, tuple(output.shape)
+        return
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, Mapping):
+        parts: Iterable[tuple[Any, Any]] = output.items()
+    elif isinstance(output, tuple | list):
+        parts = zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    else:
+        return
+    for key, part in parts:
+        yield from _shapes(part, f"{name}.{key}" if name else str(key))
+
+
+def _images(patient: Patient) -> tuple[Stack, dict[str, tuple[int, ...]]]:
     """The stack over patches of images.
 
     Returns:
-        It.
+        It, and the shapes of what the model returns.
 
     Raises:
         RemedyError: where there is none, or its blocks take no further tokens.
@@ -129,18 +163,23 @@ def _images(patient: Patient) -> Stack:
         raise RemedyError(f"{name} reads no images: registers stand beside patches.")
     if stack.layout.axes != "tokens" or len(set(stack.paths)) < len(stack.paths):
         raise RemedyError(f"the blocks of {stack.name} of {name} hold no plain sequence of tokens, or share a module.")
-    states: list[tuple[int, int]] = []
+    states: list[Tensor] = []
 
     def look(X: Tensor) -> Tensor:
-        states.append((X.shape[0], X.shape[1]))
+        states.append(X)
         return X
 
     with undisturbed(patient.model), replace_stream(patient.model, patient.anatomy, look, stack=stack.name, layer=0):
-        patient.forward()
+        shapes = dict(_shapes(patient.forward()))
     for site in patient.self_attention:
         for call in site.calls:
-            if call.place.stack == stack.name and (call.masked or call.causal or call.keys != states[0][1]):
+            if call.place.stack == stack.name and (call.masked or call.causal or call.keys != states[0].shape[1]):
                 raise RemedyError(
                     f"attention in {site.path} of {name} is inside windows, masked or causal: it takes no more tokens."
                 )
-    return stack
+    if placed_inside(patient, stack, states[0]):
+        raise RemedyError(
+            f"the blocks of {name} answer otherwise where patches change places, as with rotary positions: with more "
+            "tokens each would be taken for another."
+        )
+    return stack, shapes

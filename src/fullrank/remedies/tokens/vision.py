@@ -15,7 +15,7 @@ from fullrank.edit import Call, replace_stream, rewrite_attention
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient, Site
 
-__all__ = ["Vision", "vision_of"]
+__all__ = ["Vision", "placed_inside", "vision_of"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
         raise RemedyError(f"attention of {name} is inside windows: their tokens cannot become fewer.")
     if look.placed:
         raise RemedyError(f"attention of {name} has a mask or a bias of positions, which would not fit fewer tokens.")
-    if _placed_inside(patient, stack, states[0]):
+    if placed_inside(patient, stack, states[0]):
         raise RemedyError(
             f"the blocks of {name} answer otherwise where patches change places, as with rotary positions: fewer "
             "tokens would be taken for others."
@@ -144,8 +144,17 @@ class _Look:
         return call
 
 
-def _placed_inside(patient: Patient, stack: Stack, X: Tensor) -> bool:
-    """Whether what the blocks make of tokens depends on their order."""
+def placed_inside(patient: Patient, stack: Stack, X: Tensor) -> bool:
+    """Whether what the blocks make of tokens depends on their order. Cost: two forwards.
+
+    Args:
+        patient: the model.
+        stack: the blocks.
+        X: the stream before the first of them.
+
+    Returns:
+        Whether tokens in another order come out otherwise than in that order.
+    """
     order = torch.randperm(X.shape[1], generator=torch.Generator().manual_seed(0)).to(X.device)
     found: list[Tensor] = []
     for one in (X, X[:, order]):
