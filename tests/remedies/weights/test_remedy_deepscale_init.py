@@ -5,6 +5,7 @@ import math
 import kinds
 import pytest
 import torch
+import transformers as hf
 from matrices import NAMES, matrices, others, rms
 
 import fullrank
@@ -47,6 +48,91 @@ def test_every_weight_has_the_size_of_the_card_in_its_old_direction(name):
         assert all(torch.equal(p, rest[n]) for n, p in kind.model.named_parameters() if n in rest)
 
 
+def small(model):
+    return model.double().eval()
+
+
+def swin():
+    config = hf.SwinConfig(
+        image_size=16, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, hidden_act="relu"
+    )
+    model = small(hf.SwinModel(config))
+    blocks = [block for stage in model.encoder.layers for block in stage.blocks]
+    layers = {
+        n: (b.attention.q_proj, b.attention.k_proj, b.attention.v_proj, b.attention.o_proj, b.mlp.fc1, b.mlp.fc2)
+        for n, b in enumerate(blocks, 1)
+    }
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    return model, {"pixel_values": images}, layers, tracked(4)
+
+
+def of_another_width():
+    """A decoder of width 64 that attends to an encoder of width 16; its cross-attention."""
+    encoder = hf.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, image_size=16, patch_size=4
+    )
+    decoder = hf.TrOCRConfig(
+        vocab_size=64, d_model=64, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=128,
+        max_position_embeddings=64, cross_attention_hidden_size=16,
+    )  # fmt: skip
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    model = small(hf.VisionEncoderDecoderModel(config))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    layers = {
+        n: (a.q_proj, a.k_proj, a.v_proj, a.out_proj, b.fc1, b.fc2)
+        for n, b in enumerate(model.decoder.model.decoder.layers, 1)
+        for a in [b.encoder_attn]
+    }
+    return model, {"pixel_values": images, "decoder_input_ids": kinds.ids(2, 7)}, layers, [tracked(2)[-1]] * 2
+
+
+@pytest.mark.parametrize("build", [swin, of_another_width])
+def test_every_weight_is_sized_by_its_own_inputs_in_models_of_several_widths(build):
+    model, batch, layers, r = build()
+    assert len({linear.in_features for each in layers.values() for linear in each}) > 2
+    with fullrank.repair(model, "deepscale-init", residual=False, embeddings=False, batch=batch):
+        for layer, (q, k, v, o, up, down) in layers.items():
+            for linear in (q, k):
+                assert rms(linear.weight.detach()) ** 2 * linear.in_features == pytest.approx(1)
+            # Var(W_O r^½ W_V x) = σ⁴ · d_v · d_o · r and Var(W_down relu(W_up x)) = σ⁴ · d_up · d_down/2
+            for linear in (v, o):
+                moment = rms(linear.weight.detach()) ** 4 * v.in_features * o.in_features * r[layer - 1]
+                assert moment == pytest.approx(1)
+            for linear in (up, down):
+                assert rms(linear.weight.detach()) ** 4 * up.in_features * down.in_features / 2 == pytest.approx(1)
+
+
+def test_branches_of_a_hierarchical_model_have_the_variance_of_the_card_in_every_stage():
+    model, batch, _, _ = swin()
+    found = []
+    for stage in model.encoder.layers:
+        for block in stage.blocks:
+            block.mlp.register_forward_hook(lambda module, args, output: found.append(float(output.square().mean())))
+    with torch.no_grad(), fullrank.repair(model, "deepscale-init", how="draw", batch=batch):
+        found.clear()
+        model(**batch)
+    assert len(found) == 4
+    assert all(0.5 < each < 2 for each in found)
+
+
+def test_low_rank_values_are_sized_by_their_rank():
+    config = hf.DeepseekV3Config(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        intermediate_size=64, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        moe_intermediate_size=16, first_k_dense_replace=2, kv_lora_rank=16, q_lora_rank=12, qk_rope_head_dim=4,
+        qk_nope_head_dim=8, v_head_dim=8,
+    )  # fmt: skip
+    model = small(hf.DeepseekV3Model(config))
+    with fullrank.repair(model, "deepscale-init", batch={"input_ids": kinds.ids(), "use_cache": False}):
+        for layer, r in zip(model.layers, tracked(2), strict=False):
+            a = layer.self_attn
+            k, v = (W.detach() for W in a.kv_b_proj.weight.view(4, 16, 16).split(8, dim=1))
+            assert rms(a.q_b_proj.weight.detach()) == pytest.approx(12**-0.5)
+            assert rms(k) == pytest.approx(16**-0.5)
+            for W in (v, a.o_proj.weight.detach()):
+                assert rms(W) == pytest.approx((1 / (r * 16 * 32)) ** 0.25)
+
+
 def test_dropout_and_the_square_of_the_branch_enter_as_on_the_card():
     kind = kinds.build("plain")
     r = tracked(3, 0.4, 0.1, 0.2)
@@ -59,29 +145,6 @@ def test_dropout_and_the_square_of_the_branch_enter_as_on_the_card():
         assert rms(found["decoder", layer, "down"]) == pytest.approx(
             (1.8 / found["decoder", layer, "down"].numel()) ** 0.25, rel=0.1
         )
-
-
-@pytest.mark.parametrize(("name", "count"), [("bert", 3), ("gpt2", 2), ("t5", 1)])
-def test_embeddings_that_are_summed_have_variance_one_together(name, count):
-    kind = kinds.build(name)
-    with fullrank.repair(kind.model, "deepscale-init", batch=kind.batch):
-        inner = matrices(name, kind.model)
-        tables = [p for n, p in kind.model.named_parameters() if n in others(kind.model, inner) and p.ndim == 2]
-        sized = [p for p in tables if p.shape[1] == 32 and p.shape[0] in (50, 64, 512, 2)]
-        assert len(sized) == count
-        for table in sized:
-            assert rms(table.detach()) == pytest.approx(count**-0.5, rel=1e-12)
-
-
-def test_a_table_tied_to_the_head_stays():
-    config = TransformerConfig(
-        kind="decoder", depth=2, width=16, heads=2, vocabulary=20, context=8, tie_embeddings=True
-    )
-    model = Transformer(config, seed=0).double().eval()
-    before = model.embedding.words.weight.detach().clone()
-    with fullrank.repair(model, "deepscale-init", batch={"input_ids": torch.arange(8)[None]}):
-        assert torch.equal(model.embedding.words.weight, before)
-        assert rms(model.embedding.positions.weight.detach()) == pytest.approx(2**-0.5)
 
 
 def config(**options):

@@ -6,20 +6,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fullrank.capture import Anatomy
-from fullrank.capture.anatomy import Stack
 from fullrank.capture.weights import Weight, matrix
-from fullrank.edit import Branches, Edit, replace_weight, rewrite_residual
+from fullrank.edit import Branches, Edit, rewrite_residual
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import all_or_none
-from fullrank.remedies.weights.drawing import HOW, SEED, sized, sized_weights, unscaled_queries
-from fullrank.remedies.weights.embeddings import tables
+from fullrank.remedies.weighing import all_or_none, check_weight
+from fullrank.remedies.weights.drawing import HOW, SEED, sized_weights, unscaled_queries
+from fullrank.remedies.weights.embeddings import NEAR, brought_to_variance, sums, tables
+from fullrank.remedies.weights.stream_states import mean_squares
 from fullrank.theory.deepscalelm_init import FIRST_CORRELATION, UnitMoments, unit_moments
 
 __all__ = ["Weighted", "deepscale_init"]
@@ -50,8 +49,9 @@ class Weighted:
     addresses=("vanishing-or-exploding", "rank-collapse-depth", "dead-depth"),
     acts_on="weights",
     exactness="init-only",
-    formula="X ← λX + βF(X), λ² + β² = 1, β² = 1/L; σ_qk² = 1/d, σ_vo⁴ = (1−p)/(d²r), σ_ffn⁴ = 2(1−p)/(d·d_ff), "
-    "σ_embed² = (1−p)/#tables; r ← λ²r + β²r_F from r₀, layer by layer",
+    formula="X ← λX + βF(X), λ² + β² = 1, β² = 1/L; σ_qk² = 1/d_in, σ_vo⁴ = (1−p)/(r·d_v·d_o), "
+    "σ_ffn⁴ = 2(1−p)/(d_up·d_down), d_v and so on the inputs of each weight; σ_embed² = (1−p)/#tables; "
+    "r ← λ²r + β²r_F from r₀, layer by layer",
     papers=("Kedia, Zaidi, Khyalia, Jung, Goka, Lee: Transformers Get Stable, ICML 2024, arXiv 2403.09635",),
     keys=("deepscalelm",),
     parameters=(
@@ -71,9 +71,14 @@ class Weighted:
     limits=(
         "For fresh weights: on trained ones it removes most of what was learnt.",
         "σ_ffn is that of one hidden layer of ReLU; GELU and SiLU have 15 and 29 % less variance behind it. Of gated "
-        "MLPs, which the paper has not: σ⁶ = 2(1−p)/(d²·d_ff), as if the gate were ReLU.",
-        "A table tied to the head stays as it is: unit variance would make logits of √d. Patches and positions that "
-        "are plain parameters stay too.",
+        "MLPs, which the paper has not: σ⁶ = 2(1−p)/(d_up·d_gate·d_down), as if the gate were ReLU.",
+        "A table tied to the head stays as it is, for unit variance would make logits of √d; and so do tables that are "
+        "added to it, which would drown the words. Patches and positions that are plain parameters stay too.",
+        "Where the first state's mean square is further than a factor of 2 from 1 − p on the batch, as in a model that "
+        "multiplies its stream, its tables are multiplied by one number that brings it there; behind a norm none does. "
+        "A stream that is then as far from it, at its start or at its end, is told in a note.",
+        "Frozen tables are rescaled and never drawn; rows of padding are drawn as 0.",
+        "Where scores are not scaled by 1/√d_h (T5, GPT-Neo) W_Q is smaller by what is missing, as measured.",
         "Cross-attention is ours: r is that of the encoder's last state; experts are drawn as if each were alone.",
         "The paper's rule for causal masks and RMSNorm was not verified; biases stay as they are.",
     ),
@@ -98,8 +103,6 @@ def deepscale_init(
         stack.name: unit_moments(
             depth=len(stack.paths),
             width=stack.width,
-            mlp_width=_size(patient, stack, "up", 0),
-            attention_width=_size(patient, stack, "o", 1),
             dropout=dropout,
             correlation=correlation,
             branch_square=branch_square,
@@ -107,25 +110,29 @@ def deepscale_init(
         )
         for stack in patient.anatomy.stacks
     }
-    gated = {stack for stack, _, _ in patient.weights("gate")}
+    widths = {stack.name: stack.width for stack in patient.anatomy.stacks}
+    beside = _Beside(patient)
     queries = unscaled_queries(patient)
 
     def std(stack: str, layer: int, weight: Weight, inputs: int) -> float:
-        of = moments[stack]
+        own = moments[stack]
         if weight.role in ("q", "k"):
-            return float(of.qk[layer - 1]) * queries(stack, layer, weight)
+            return queries(stack, layer, weight) / math.sqrt(inputs)
         if weight.role in ("v", "o"):
-            return float(_of_cross(moments, stack, layer) if weight.call.startswith("cross") else of.vo[layer - 1])
-        if stack not in gated:
-            return float(of.ffn[layer - 1])
-        hidden = inputs if weight.role == "down" else matrix(patient.model, weight).shape[0]
-        width = matrix(patient.model, weight).shape[0] if weight.role == "down" else inputs
-        return float((2 * keep / (width**2 * hidden)) ** (1 / 6))
+            gain = float(own.vo[layer - 1] ** 4) * widths[stack] ** 2
+            if weight.call.startswith("cross"):
+                gain *= float(own.correlation[layer - 1] / _other(moments, stack).correlation[-1])
+            return math.pow(gain / beside.inputs(stack, layer, weight, ("v", "o")), 1 / 4)
+        gated = beside.has(stack, layer, weight, "gate")
+        together = beside.inputs(stack, layer, weight, ("up", "gate", "down") if gated else ("up", "down"))
+        return math.pow(2 * keep / together, 1 / 6 if gated else 1 / 4)
+
+    notes = list(queries.notes)
 
     def edits() -> Iterator[Edit]:
         yield sized_weights(patient, std, *_ROLES, how=how, seed=seed)
         if embeddings:
-            yield from _embeddings(patient, keep, how, seed)
+            yield from _embeddings(patient, keep, how, seed, notes)
         if residual:
             for stack, of in moments.items():
                 shared = _summed(patient.branches, stack)
@@ -133,25 +140,38 @@ def deepscale_init(
                 yield rewrite_residual(
                     patient.model, _only(patient.anatomy, stack), patient.branches, function, stack=stack
                 )
+        notes.extend(_off(patient, keep, ends=residual))
 
     edit = all_or_none(edits())
     if edit is None:
         raise RemedyError(f"this {type(patient.model).__name__} has no blocks with weights that are known.")
+    edit.notes = (*edit.notes, *notes)
     return edit
 
 
-def _size(patient: Patient, stack: Stack, role: str, axis: int) -> int | None:
-    """Rows or columns of the first weight of a role that can be read."""
-    found = (each for layer in stack.weights for each in layer if each.role == role and not each.reason)
-    first = next(found, None)
-    return None if first is None else matrix(patient.model, first).shape[axis]
+class _Beside:
+    """Numbers of inputs of the weights that a weight is multiplied with."""
+
+    def __init__(self, patient: Patient) -> None:
+        self._inputs: dict[tuple[str, int, str, int | None], dict[str, int]] = {}
+        for stack, layer, weight in patient.weights(*_ROLES):
+            check_weight(patient, layer, weight)
+            columns = matrix(patient.model, weight).shape[1]
+            self._inputs.setdefault((stack, layer, weight.call, weight.expert), {})[weight.role] = columns
+
+    def has(self, stack: str, layer: int, weight: Weight, role: str) -> bool:
+        """Whether the weight has another of this role beside it."""
+        return role in self._inputs.get((stack, layer, weight.call, weight.expert), {})
+
+    def inputs(self, stack: str, layer: int, weight: Weight, roles: tuple[str, ...]) -> int:
+        """The product of the numbers of inputs of these roles; of one that is not there, of the weight's own."""
+        found = self._inputs[stack, layer, weight.call, weight.expert]
+        return math.prod(found.get(role, found[weight.role]) for role in roles)
 
 
-def _of_cross(moments: dict[str, UnitMoments], stack: str, layer: int) -> float:
-    """σ_vo of attention to another stack: its last correlation stands for r."""
-    other = next((of for name, of in moments.items() if name != stack), moments[stack])
-    own = moments[stack]
-    return float(own.vo[layer - 1] * (own.correlation[layer - 1] / other.correlation[-1]) ** 0.25)
+def _other(moments: dict[str, UnitMoments], stack: str) -> UnitMoments:
+    """Of another stack, which cross-attention reads: its last correlation stands for r."""
+    return next((of for name, of in moments.items() if name != stack), moments[stack])
 
 
 def _summed(branches: Branches, stack: str) -> int:
@@ -164,14 +184,30 @@ def _only(anatomy: Anatomy, stack: str) -> Anatomy:
     return Anatomy(tuple(one for one in anatomy.stacks if one.name == stack), anatomy.notes, anatomy.apart)
 
 
-def _embeddings(patient: Patient, keep: float, how: str, seed: int) -> Iterator[Edit]:
+def _embeddings(patient: Patient, keep: float, how: str, seed: int, notes: list[str]) -> Iterator[Edit]:
     found = tables(patient)
-    generator = torch.Generator().manual_seed(seed + 1)
-    for table in found:
-        if not table.tied:
-            std, name = math.sqrt(keep / len(found)), table.parameter
-            yield replace_weight(
-                patient.model,
-                name,
-                lambda W, std=std, name=name: sized(W, std, how, generator, name),  # type: ignore[misc]
+    for group in sums(found):
+        names = ", ".join(table.parameter for table in group)
+        tied = " and ".join(table.parameter for table in group if table.tied)
+        if not tied:
+            yield brought_to_variance(patient, group, keep, how, seed + 1)
+        elif len(group) == 1:
+            notes.append(f"{names} is tied to the head and stays as it is: unit variance would make logits of √d.")
+        else:
+            notes.append(
+                f"{tied} is tied to the head, and so {names}, which are added up, stay as they are: larger ones beside "
+                "it would drown the words."
             )
+    bare = [one.name for one in patient.anatomy.stacks if not any(one.name in table.stacks for table in found)]
+    if bare:
+        notes.append(
+            f"No table of embeddings was seen in the first state of {' and '.join(bare)}: what makes it stays as it is."
+        )
+
+
+def _off(patient: Patient, keep: float, *, ends: bool) -> Iterator[str]:
+    """A sentence for each stack whose stream is not of the size that it should be."""
+    for (stack, layer), square in mean_squares(patient, ends=ends).items():
+        if not keep / NEAR <= square <= keep * NEAR:
+            where = "behind its last block" if layer else "in front of its first block"
+            yield f"The stream of {stack} {where} has a mean square of {square:.3g} on this batch, not near {keep:g}."

@@ -17,7 +17,7 @@ from fullrank.remedies.patient import Patient
 from fullrank.remedies.weighing import change_weights, head_rows
 from fullrank.remedies.weights.score_scale import Key, score_scales
 
-__all__ = ["HOW", "SEED", "Unscaled", "sized", "sized_weights", "unscaled_queries"]
+__all__ = ["HOW", "SEED", "Unscaled", "ratio_to", "sized", "sized_weights", "unscaled_queries"]
 
 HOW = Parameter(
     "how",
@@ -74,10 +74,27 @@ def sized(W: Tensor, std: float, how: str, generator: torch.Generator, name: str
     """
     if how == "draw":
         return (std * torch.randn(W.shape, generator=generator)).to(W)
+    return W * ratio_to(W, std, name)
+
+
+def ratio_to(W: Tensor, std: float, name: str) -> float:
+    """By what W is multiplied to have entries of root mean square `std`.
+
+    Args:
+        W: present values.
+        std: what is wanted.
+        name: for the sentence.
+
+    Returns:
+        The number.
+
+    Raises:
+        RemedyError: where W is zero.
+    """
     rms = float(W.to(torch.promote_types(W.dtype, torch.float32)).square().mean().sqrt())
     if not 0 < rms < math.inf:
         raise RemedyError(f"{name} cannot be rescaled to a size: its root mean square is {rms:g}; use how=draw.")
-    return W * (std / rms)
+    return std / rms
 
 
 @dataclass(frozen=True)

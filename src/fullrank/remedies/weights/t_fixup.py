@@ -35,7 +35,9 @@ __all__ = ["t_fixup"]
     limits=(
         "For fresh weights of Xavier's size: on trained ones it removes most of what was learnt.",
         "The paper's rule is for pairs of encoder and decoder; for a stack alone the rule of its kind is ours, and "
-        "so are gated MLPs, of which the gate stays as it is. An encoder's embeddings take the encoder's N.",
+        "so are gated MLPs, of which the gate stays as it is.",
+        "Embeddings take the N of the stack that adds them up; those that encoder and decoder share, the decoder's. "
+        "Patches and positions that are plain parameters stay.",
         "Norms in front of the first block, such as BERT's, stay; where norms are removed their parameters stay "
         "without a gradient.",
         "W_Q and W_K stay; without norms scores grow with the square of the stream.",
@@ -47,8 +49,7 @@ __all__ = ["t_fixup"]
 def t_fixup(patient: Patient, *, norms: str = "keep", embeddings: bool = True) -> Edit:
     """Shrink W_V, W_O, W_up, W_down and the embeddings; leave norms out."""
     stacks = {stack.name: stack for stack in patient.anatomy.stacks}
-    deepest = max((len(stack.paths) for stack in stacks.values() if _decodes(stack)), default=0)
-    deepest = deepest or max((len(stack.paths) for stack in stacks.values()), default=1)
+    notes: list[str] = []
 
     def factor(name: str, layer: int, weight: Weight) -> float:
         stack = stacks[name]
@@ -57,14 +58,25 @@ def t_fixup(patient: Patient, *, norms: str = "keep", embeddings: bool = True) -
 
     def edits() -> Iterator[Edit]:
         yield scale_weights(patient, factor, "v", "o", "up", "down")
-        for table in tables(patient) if embeddings else ():
-            yield replace_weight(patient.model, table.parameter, lambda W: W * (9 * deepest) ** -0.25)
+        found = tables(patient) if embeddings else ()
+        for table in found:
+            N = _depth([stacks[name] for name in table.stacks])
+            yield replace_weight(patient.model, table.parameter, lambda W, N=N: W * (9 * N) ** -0.25)  # type: ignore[misc]
+        bare = [name for name in stacks if not any(name in table.stacks for table in found)]
+        if embeddings and bare:
+            notes.append(f"No table of embeddings was seen in the first state of {' and '.join(bare)}: none is shrunk.")
         if norms == "remove":
             yield from _without_norms(patient)
 
     edit = all_or_none(edits())
     assert edit is not None  # weights were found, or were refused
+    edit.notes = (*edit.notes, *notes)
     return edit
+
+
+def _depth(readers: list[Stack]) -> int:
+    """N of the stack that reads a table; of several the deepest decoder's."""
+    return max(len(stack.paths) for stack in ([one for one in readers if _decodes(one)] or readers))
 
 
 def _decodes(stack: Stack) -> bool:
