@@ -70,10 +70,11 @@ def change_weights(
         RemedyError: where one of them is not known or cannot be read.
     """
     found = patient.weights(*roles, part=part)
+    notes = notes_on_rest(patient, roles, [weight for _, _, weight in found])
     edit = all_or_none(_changes(patient, new, found))
     if edit is None:
         raise RemedyError(f"no weights {', '.join(roles)} were found in this {type(patient.model).__name__}.")
-    edit.notes += notes_on_rest(patient, roles, [weight for _, _, weight in found])
+    edit.notes += notes
     return edit
 
 

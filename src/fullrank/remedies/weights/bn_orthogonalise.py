@@ -115,6 +115,8 @@ def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-
             of_module.setdefault(weight.parameter.rpartition(".")[0], []).append(weight)
     if not of_module:
         raise RemedyError(f"no such weights were found in this {type(patient.model).__name__}.")
+    weights = [weight for parts in of_module.values() for weight in parts]
+    notes = notes_on_branches(patient) + notes_on_rest(patient, _ROLES[roles], weights)
     edits: list[Edit] = []
     left = dict(of_module)
 
@@ -141,8 +143,7 @@ def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-
             edit.undo()
         raise
     edit = together(edits)
-    weights = [weight for parts in of_module.values() for weight in parts]
-    edit.notes += notes_on_branches(patient) + notes_on_rest(patient, _ROLES[roles], weights)
+    edit.notes += notes
     return edit
 
 

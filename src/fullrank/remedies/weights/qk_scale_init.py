@@ -150,6 +150,7 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
     factors = {path: _asked(found, b, path) for path, found in watch.found.items()}
     dtypes = {site.first.dtype for site in patient.self_attention}
     enough = max(_ENOUGH, *(8 * torch.finfo(dtype).eps for dtype in dtypes))  # rounded weights come no nearer
+    notes = notes_on_branches(patient)
     for _ in range(_ROUNDS):
         edit = _scaled(patient, keys, factors)
         try:
@@ -159,7 +160,7 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
             raise
         off = {path: _to_all(patient, keys[path], _asked(each, b, path)) for path, each in found.items()}
         if all(bool(((one - 1).abs() < enough).all()) for one in off.values()):
-            edit.notes += notes_on_branches(patient)
+            edit.notes += notes
             return edit
         edit.undo()
         factors = {path: factors[path] * off[path] for path in factors}

@@ -110,6 +110,7 @@ def value_output_sign(
     s = 1.0 if sign == "positive" else -1.0
     values = {(stack, layer, weight.call): weight for stack, layer, weight in patient.weights("v", part="self")}
     _check_shared(patient, values)
+    notes = notes_on_branches(patient)
 
     def new(stack: str, layer: int, weight: Weight) -> Callable[[Tensor], Tensor]:
         value = values.get((stack, layer, weight.call))
@@ -149,7 +150,7 @@ def value_output_sign(
         return change
 
     edit = change_weights(patient, new, "o", part="self")
-    edit.notes += notes_on_branches(patient)
+    edit.notes += notes
     return edit
 
 
