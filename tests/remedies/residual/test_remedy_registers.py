@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import transformers as hf
 from remedy_patients import build
+from torch import nn
 
 import fullrank
-from fullrank.edit import rewrite_attention
+from fullrank.edit import edits_in, rewrite_attention
 from fullrank.errors import RemedyError
 from fullrank.remedies import Patient
 
@@ -68,8 +70,6 @@ def test_they_are_one_graph_for_a_compiler():
 
 
 def test_windows_take_no_more_tokens():
-    import transformers as hf
-
     config = hf.SwinConfig(image_size=16, patch_size=2, embed_dim=16, depths=[2, 1], num_heads=[2, 2], window_size=4)
     model = hf.SwinModel(config).eval()
     images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -104,3 +104,85 @@ def test_they_can_take_up_the_weight_that_has_nowhere_to_go():
                 optimiser.step()
     assert mass[0] < 0.4
     assert mass[-1] > 0.5
+
+
+BASE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+}
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def made(kind, config, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return getattr(hf, kind)(getattr(hf, config)(**BASE, **options)).eval()
+
+
+def without_a_trace(model, match, images=IMAGES, **batch):
+    """The remedy is refused, and everything is as it was."""
+    names, states = list(model.state_dict()), {n: v.clone() for n, v in model.state_dict().items()}
+    with pytest.raises(RemedyError, match=match):
+        fullrank.repair(model, "registers", batch={"pixel_values": images, **batch})
+    assert list(model.state_dict()) == names
+    assert all(torch.equal(value, states[name]) for name, value in model.state_dict().items())
+    assert edits_in(model) == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_inside_the_blocks_take_no_more_tokens(dtype):
+    model = made("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=0).to(dtype)
+    without_a_trace(model, "answer otherwise where patches change places", IMAGES.to(dtype))
+
+
+def test_feature_maps_made_inside_the_stack_are_not_scrambled():
+    model = made("Dinov2Backbone", "Dinov2Config", out_features=["stage1", "stage3"])
+    without_a_trace(model, r"feature_maps.0 of Dinov2Backbone is \(2, 40, 4, 4\) with more tokens and \(2, 32, 4, 4\)")
+
+
+def test_hidden_states_that_are_returned_keep_their_form():
+    model = made("DeiTModel", "DeiTConfig")
+    without_a_trace(model, r"hidden_states.1 of DeiTModel is \(2, 22, 32\) with more", output_hidden_states=True)
+    fullrank.repair(model, "registers", batch={"pixel_values": IMAGES}).undo()
+
+
+class Counting(nn.TransformerEncoderLayer):
+    def __init__(self, error):
+        super().__init__(32, 4, 64, batch_first=True, norm_first=True)
+        self.error = error
+
+    def forward(self, x, **ignored):
+        if x.shape[1] != 16:
+            raise self.error
+        return super().forward(x)
+
+
+class Images(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 32, 4, 4), nn.Linear(32, 5)
+        self.blocks = nn.ModuleList(Counting(error) for _ in range(3))
+
+    def forward(self, pixel_values):
+        x = self.patches(pixel_values).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("error", [AssertionError("16 tokens wanted"), AssertionError(), KeyError("more")], ids=repr)
+def test_what_fails_in_any_way_with_more_tokens_is_left_as_it_was(error):
+    without_a_trace(Images(error).eval(), "does not run with more tokens: " + (str(error) or "AssertionError"))
+
+
+def test_an_interruption_goes_through_and_takes_them_out():
+    model = Images(KeyboardInterrupt()).eval()
+    names = list(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        fullrank.repair(model, "registers", batch={"pixel_values": IMAGES})
+    assert list(model.state_dict()) == names
+    assert edits_in(model) == ()

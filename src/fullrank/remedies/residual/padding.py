@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -69,7 +70,9 @@ def padding_of(patient: Patient) -> tuple[Padding, Callable[[], Iterator[Edit]]]
     """Find the arguments that say which tokens are real.
 
     They are told by their values: a matrix with a number for each token that is the same as what attention is allowed
-    to see in this batch.
+    to see in this batch. That it is no matrix of ones of another meaning, or another stack's, is seen in a forward in
+    which a real token is called padding: attention of this stack must leave just that one out. Cost: two forwards, and
+    one for each matrix that could be a mask.
 
     Args:
         patient: the model.
@@ -83,19 +86,42 @@ def padding_of(patient: Patient) -> tuple[Padding, Callable[[], Iterator[Edit]]]
     given = _arguments(patient)
     masks: dict[str, tuple[str, Sense]] = {}
     unmasked: list[tuple[str, int, str]] = []
-    for stack, layer, part, real, masked in _seen(patient):
-        if stack in masks:
+    turned: dict[tuple[str, Sense, tuple[int, int]], list[_Seen]] = {}
+
+    def follows(one: _Seen, name: str, sense: Sense) -> bool:
+        """Whether the attention leaves out what the argument calls padding."""
+        place = _turned_place(one.real)
+        if place is None:
+            return not bool(one.real.all())
+        if (name, sense, place) not in turned:
+            turned[name, sense, place] = _seen_turned(patient, name, sense, place)
+        expected = one.real.clone()
+        expected[place] = False
+        return any(
+            (other.stack, other.layer, other.part) == (one.stack, one.layer, one.part)
+            and torch.equal(other.real, expected)
+            for other in turned[name, sense, place]
+        )
+
+    for one in _seen(patient):
+        if one.stack in masks:
             continue
-        found = next(((name, sense) for name, one in given.items() for sense in _senses(one, real)), None)
-        if found is not None:
-            masks[stack] = found
-        elif not bool(real.all()):
+        found = (
+            (name, sense)
+            for name, matrix in given.items()
+            for sense in _senses(matrix, one.real)
+            if follows(one, name, sense)
+        )
+        told = next(found, None)
+        if told is not None:
+            masks[one.stack] = told
+        elif not bool(one.real.all()):
             raise RemedyError(
-                f"attention of {stack} is told to leave tokens out, and no argument of this "
+                f"attention of {one.stack} is told to leave tokens out, and no argument of this "
                 f"{type(patient.model).__name__} says which are real."
             )
-        elif not masked:
-            unmasked.append((stack, layer, part))
+        elif not one.masked:
+            unmasked.append((one.stack, one.layer, one.part))
     carried = Carried()
     padding = Padding(carried, masks)
 
@@ -159,8 +185,19 @@ def _arguments(patient: Patient) -> dict[str, Tensor]:
     return found
 
 
-def _seen(patient: Patient) -> list[tuple[str, int, str, Tensor, bool]]:
-    """Stack, layer and part of each self-attention, the keys that some query sees, and whether it has a mask."""
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A self-attention call: its place, (sequences, tokens) keys that some query sees, and whether it has a mask."""
+
+    stack: str
+    layer: int
+    part: str
+    real: Tensor
+    masked: bool
+
+
+def _seen(patient: Patient) -> list[_Seen]:
+    """The self-attention calls of a forward."""
     found = []
 
     def look(call: Call) -> Call:
@@ -169,12 +206,46 @@ def _seen(patient: Patient) -> list[tuple[str, int, str, Tensor, bool]]:
             shape = (call.value.shape[0], call.keys)
             real = torch.ones(shape, dtype=torch.bool) if visible is None else visible.any(1).any(1).expand(shape)
             masked = call.mask is not None or call.logits is not None
-            found.append((call.place.stack, call.place.layer, call.place.part, real.cpu(), masked))
+            found.append(_Seen(call.place.stack, call.place.layer, call.place.part, real.cpu(), masked))
         return call
 
     with undisturbed(patient.model), torch.no_grad(), rewrite_attention(patient.model, patient.anatomy, before=look):
         patient.forward()
     return found
+
+
+def _turned_place(real: Tensor) -> tuple[int, int] | None:
+    """The last real token of the first sequence that has another one; None where there is none."""
+    rows = (real.sum(1) > 1).nonzero()
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    return row, int(real[row].nonzero()[-1])
+
+
+def _seen_turned(patient: Patient, name: str, sense: Sense, place: tuple[int, int]) -> list[_Seen]:
+    """The self-attention calls of a forward in which an argument calls one token padding; none where that fails."""
+    whole = bare(patient.model)
+    at = list(inspect.signature(whole.forward).parameters).index(name)
+
+    def turn(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mask = kwargs[name] if name in kwargs else args[at]
+        mask = mask.clone()
+        hidden = float("-inf") if mask.is_floating_point() else 1
+        if mask.is_floating_point() and bool((mask != 0).any()):
+            hidden = float(mask.min())  # as the others are hidden
+        mask[place] = 0 if sense == "real" else hidden
+        if name in kwargs:
+            return args, {**kwargs, name: mask}
+        return (*args[:at], mask, *args[at + 1 :]), kwargs
+
+    hook = whole.register_forward_pre_hook(turn, with_kwargs=True)
+    try:
+        return _seen(patient)
+    except Exception:  # noqa: BLE001 - whatever a model says to such an argument, it is no mask
+        return []
+    finally:
+        hook.remove()
 
 
 def _senses(mask: Tensor, real: Tensor) -> Iterator[Sense]:

@@ -14,6 +14,7 @@ from fullrank.capture.wrappers import bare
 from fullrank.edit import Call, replace_stream, rewrite_attention
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient, Site
+from fullrank.remedies.tokens.patch_grid import is_image
 
 __all__ = ["Vision", "placed_inside", "vision_of"]
 
@@ -29,7 +30,6 @@ class Vision:
         images: in the batch.
         tokens: of an image, before the first block.
         protected: of these, how many come first and are no patches.
-        aspect: height of an image over its width.
         width: of the stream.
         mlp_ratio: numbers in the matrices of the first block's MLP, over 2·width².
     """
@@ -40,7 +40,6 @@ class Vision:
     images: int
     tokens: int
     protected: int
-    aspect: float
     width: int
     mlp_ratio: float
 
@@ -67,7 +66,7 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
     if stack.layout.axes != "tokens" or any(calls != ("self",) for calls in map(tuple, stack.calls)):
         raise RemedyError(f"the blocks of {stack.name} of {name} are not one attention each over a sequence of tokens.")
     sites = tuple(site for site in patient.self_attention if site.first.place.stack == stack.name)
-    states, aspect = _two_images(patient, stack)
+    states = _two_images(patient, stack)
     look = _Look(tuple(states[0].shape[:2]))
     with rewrite_attention(patient.model, patient.anatomy, before=look, stack=stack.name), undisturbed(patient.model):
         patient.forward()
@@ -95,7 +94,6 @@ def vision_of(patient: Patient, protected: int | None = None) -> Vision:
         images=images,
         tokens=tokens,
         protected=protected,
-        aspect=aspect,
         width=width,
         mlp_ratio=_mlp_ratio(patient, stack, width),
     )
@@ -110,7 +108,7 @@ def _stack(patient: Patient) -> Stack | None:
     seen: list[bool] = []
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.extend(_is_image(one) for one in (*args, *kwargs.values()))
+        seen.extend(is_image(one) for one in (*args, *kwargs.values()))
 
     with undisturbed(patient.model):
         hook = bare(patient.model).register_forward_pre_hook(look, with_kwargs=True)
@@ -119,10 +117,6 @@ def _stack(patient: Patient) -> Stack | None:
         finally:
             hook.remove()
     return next((one for one in stacks if any(one.calls)), None) if any(seen) else None
-
-
-def _is_image(one: Any) -> bool:
-    return isinstance(one, Tensor) and one.ndim >= 4 and one.is_floating_point()
 
 
 class _Look:
@@ -157,15 +151,25 @@ def placed_inside(patient: Patient, stack: Stack, X: Tensor) -> bool:
     """
     order = torch.randperm(X.shape[1], generator=torch.Generator().manual_seed(0)).to(X.device)
     found: list[Tensor] = []
+    read: list[tuple[Tensor, ...]] = []  # what attention compares shows positions also where little comes of them
+
+    def look(call: Call) -> Call:
+        if call.query is not None and call.key is not None:
+            read[-1] = (*read[-1], call.query, call.key)
+        return call
+
     for one in (X, X[:, order]):
+        read.append(())
         with (
             undisturbed(patient.model),
             replace_stream(patient.model, patient.anatomy, one, stack=stack.name, layer=0),
             replace_stream(patient.model, patient.anatomy, _kept_in(found), stack=stack.name, layer=len(stack.paths)),
+            rewrite_attention(patient.model, patient.anatomy, before=look, stack=stack.name),
         ):
             patient.forward()
-    moved = (found[1] - found[0][:, order]).float().norm() / found[0].float().norm()
-    return not bool(moved <= (0.05 if X.dtype.itemsize < 4 else 1e-4))  # some softmax in float32 whatever they are
+    least = 0.05 if X.dtype.itemsize < 4 else 1e-4  # some softmax in float32 whatever they are
+    pairs = [(found[0][:, order], found[1]), *((Y[..., order, :], Z) for Y, Z in zip(*read, strict=True))]
+    return not all(bool((Z - Y).float().norm() <= least * Y.float().norm()) for Y, Z in pairs)
 
 
 def _kept_in(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
@@ -176,18 +180,16 @@ def _kept_in(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
     return keep
 
 
-def _two_images(patient: Patient, stack: Stack) -> tuple[list[Tensor], float]:
-    """The stream before the first block for the images of the batch and for others, and height over width."""
+def _two_images(patient: Patient, stack: Stack) -> list[Tensor]:
+    """The stream before the first block for the images of the batch and for others."""
     seen: list[Tensor] = []
-    aspect = [1.0]
 
     def others(module: nn.Module, args: Any, kwargs: Any) -> Any:
         generator = torch.Generator().manual_seed(0)
 
         def other(one: Any) -> Any:
-            if not _is_image(one):
+            if not is_image(one):
                 return one
-            aspect[0] = one.shape[-2] / one.shape[-1]
             return one + torch.randn(one.shape, generator=generator).to(one)
 
         return tuple(map(other, args)), {name: other(one) for name, one in kwargs.items()}
@@ -202,7 +204,7 @@ def _two_images(patient: Patient, stack: Stack) -> tuple[list[Tensor], float]:
             patient.forward()
         finally:
             hook.remove()
-    return seen, aspect[0]
+    return seen
 
 
 def _mlp_ratio(patient: Patient, stack: Stack, width: int) -> float:
