@@ -62,8 +62,11 @@ def _attend(q, k, v, tokens, omega, compensate):
     return A, [sum(weighed[:, i, j, None] * v[j] for j in range(n)) for i in range(n)]
 
 
-def frequency(steps, *, side, keep, sized):
-    """`steps`: w by layer. Tokens of highest mean attention stay; the others are pooled by windows."""
+def frequency(steps, *, side, keep, sized, rows=None):
+    """`steps`: w by layer; `side`: places of a row, in as many rows if not said.
+
+    Tokens of highest mean attention stay; the others are pooled by windows.
+    """
 
     def rule(layer, tokens, maps, keys):
         if layer not in steps:
@@ -82,7 +85,7 @@ def frequency(steps, *, side, keep, sized):
                     continue
                 if t.kind == "patch":
                     cell = t.members[0] - count
-                    place = (cell // side * w // side) * w + (cell % side) * w // side
+                    place = (cell // side * w // (rows or side)) * w + (cell % side) * w // side
                 else:
                     old, wide = t.window
                     place = (old // wide * w // wide) * w + (old % wide) * w // wide

@@ -8,6 +8,7 @@ import timm_like
 import torch
 import transformers as hf
 from remedy_patients import stir
+from torch import nn
 
 import fullrank
 from fullrank.edit import Call, Place
@@ -396,12 +397,75 @@ def test_another_grid_than_the_first_is_pooled_by_its_own_windows_and_what_is_no
     model = timm_like.ViT(*[timm_like.Block(timm_like.Attention()) for _ in range(3)]).eval()
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(2, 3, 16, width, generator=generator) for width in (16, 24)]
+    with fullrank.repair(model, "reduce-tokens", batch={"x": images[1]}), torch.no_grad():
+        expected = model(images[1])
+        assert expected.shape == (2, 10)
     with fullrank.repair(model, "reduce-tokens", batch={"x": images[0]}), torch.no_grad():
         assert model(torch.randn(2, 3, 32, 32, generator=generator)).shape == (2, 10)
-        with pytest.raises(EditError, match="24 patches are no grid of images 1 times"):
-            model(images[1])
-    with fullrank.repair(model, "reduce-tokens", batch={"x": images[1]}), torch.no_grad():
-        assert model(images[1]).shape == (2, 10)
+        assert torch.equal(model(images[1]), expected)
+
+
+class _Patches(nn.Module):
+    """Patches of any form, by a convolution or by a linear map."""
+
+    def __init__(self, patch, *, linear=False):
+        super().__init__()
+        self.patch = patch
+        self.map = nn.Linear(3 * patch[0] * patch[1], 32) if linear else nn.Conv2d(3, 32, patch, patch)
+
+    def forward(self, images):
+        if isinstance(self.map, nn.Conv2d):
+            return self.map(images).flatten(2).transpose(1, 2)
+        (height, width), cut = self.patch, images
+        cut = cut.unfold(2, height, height).unfold(3, width, width).flatten(2, 3)
+        return self.map(cut.transpose(1, 2).flatten(2))
+
+
+def _of_patches(patch, *, linear=False):
+    model = vision(class_token=False, positions="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.embedding = _Patches(patch, linear=linear).double()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("patch", "first", "image"),
+    [
+        ((4, 4), (16, 16), (8, 32)),
+        ((4, 4), (8, 32), (32, 8)),
+        ((2, 8), (16, 16), (16, 16)),
+        ((4, 4), (16, 16), (11, 34)),  # the rest of a row or column is cut off
+    ],
+)
+def test_windows_are_those_of_the_grid_of_each_forward(patch, first, image):
+    model = _of_patches(patch)
+    generator = torch.Generator().manual_seed(2)
+    seen, given = (torch.randn(1, 3, *form, generator=generator).double() for form in (first, image))
+    rows, columns = image[0] // patch[0], image[1] // patch[1]
+    with torch.no_grad():
+        with fullrank.repair(model, "reduce-tokens", batch={"pixel_values": seen}, layers=(1, 3), reweigh=False):
+            found = model(pixel_values=given).logits[0]
+        rule = twin.frequency({1: 2, 3: 1}, side=columns, rows=rows, keep=0.7, sized=True)
+        expected = twin.logits(model, given[0], rule, protected=0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_without_a_convolution_patches_are_squares_of_one_form_or_nothing_is_said():
+    model = _of_patches((4, 4), linear=True)
+    wide = torch.randn(1, 3, 8, 32, generator=torch.Generator().manual_seed(2)).double()
+    with torch.no_grad():
+        with fullrank.repair(model, "reduce-tokens", batch={"pixel_values": wide}, layers=(1, 3), reweigh=False):
+            found = model(pixel_values=wide).logits[0]
+            with pytest.raises(EditError, match=r"known for images of \(8, 32\) alone"):
+                model(pixel_values=IMAGES)
+        rule = twin.frequency({1: 2, 3: 1}, side=8, rows=2, keep=0.7, sized=True)
+        torch.testing.assert_close(found, twin.logits(model, wide[0], rule, protected=0), rtol=0, atol=1e-10)
+        with fullrank.repair(model, "reduce-tokens", batch={"pixel_values": wide}, windows=1):
+            assert model(pixel_values=IMAGES).logits.shape == (2, 5)
+    oblong = _of_patches((4, 2), linear=True)
+    with pytest.raises(RemedyError, match="beside each other is not known"):
+        fullrank.repair(oblong, "reduce-tokens", batch={"pixel_values": IMAGES})
 
 
 @pytest.mark.parametrize("method", ["frequency", "merge"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from fullrank.edit import Edit, rewrite_residual, together
@@ -9,8 +10,9 @@ from fullrank.errors import EditError, RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
+from fullrank.remedies.tokens.patch_grid import grid_of
 from fullrank.remedies.tokens.token_macs import counted_macs
-from fullrank.remedies.tokens.token_places import Attending, Plan, Reduce, Restore, rows_of
+from fullrank.remedies.tokens.token_places import Attending, Plan, Reduce, Restore
 from fullrank.remedies.tokens.token_schedule import Method, Reducing, equal_cost, quarters, token_course
 from fullrank.remedies.tokens.vision import Vision, vision_of
 
@@ -120,6 +122,8 @@ def _short(number: float) -> str:
         "Tokens are chosen by the order of scores: in half precision others may be chosen where scores are close.",
         "With compensate=false a window of which nothing was dropped leaves a token, the mean of all patches, that is "
         "attended to as others are.",
+        "Windows are those of the grid that the convolution of patches makes in each forward. Where there is none, "
+        "patches are taken for squares, and images of another form than at the repair are refused.",
         "Under activation checkpointing a second forward before the backward pass of the first is not supported.",
         "Venues and numbers of the papers on merging and pruning were not verified.",
     ),
@@ -155,10 +159,17 @@ def reduce_tokens(
             "'frequency' or 'prune', or its fused attention."
         )
     steps = _steps(vision, method, layers, keep, windows, r, fusion)
+    wide = max(round(step.pooled**0.5) for step in steps.values()) if method == "frequency" else 1
+    patches = vision.tokens - vision.protected
+    grid, noting = grid_of(patient, vision.stack, patches) if wide > 1 else (None, None)
+    if grid is not None and min(grid.rows, grid.columns) < wide:
+        raise RemedyError(
+            f"windows={wide} needs a grid at least as wide, and there are {grid.rows} × {grid.columns} patches."
+        )
     plan = Plan(
         dict(sorted(steps.items())),
         vision.protected,
-        vision.aspect,
+        grid,
         update == "sized",
         fusion,
         method != "prune" if compensate is None else compensate,
@@ -172,7 +183,7 @@ def reduce_tokens(
             )
     before = counted_macs(patient.model, patient.forward)
     back = vision.protected == 0 if restore is None else restore
-    edit = _put(patient, vision, plan, omega=reweigh and method == "frequency", back=back)
+    edit = _put(patient, vision, plan, noting, omega=reweigh and method == "frequency", back=back)
     try:
         after = counted_macs(patient.model, patient.forward)
     except Exception as reason:  # noqa: BLE001  # whatever the model raises when it meets fewer tokens
@@ -203,13 +214,8 @@ def _steps(
     wide = [windows[min(index, len(windows) - 1)] for index in range(len(chosen))]
     if method == "prune":
         return {layer: Reducing("prune", keep, int(fusion != "none")) for layer in chosen}
-    if method == "frequency" or r is None:
-        rows = rows_of(vision.tokens - vision.protected, vision.aspect)
-        if max(wide) > 1 and min(rows, (vision.tokens - vision.protected) // max(rows, 1)) < max(wide):
-            patches = vision.tokens - vision.protected
-            raise RemedyError(f"windows={max(wide)} needs a grid at least as wide, and there are {patches} patches.")
-        if any(one < other for one, other in pairwise(wide)):
-            raise RemedyError(f"windows={wide} must not grow: pooled tokens are not taken apart again.")
+    if (method == "frequency" or r is None) and any(one < other for one, other in pairwise(wide)):
+        raise RemedyError(f"windows={wide} must not grow: pooled tokens are not taken apart again.")
     frequency = {layer: Reducing("frequency", keep, w * w) for layer, w in zip(chosen, wide, strict=True)}
     if method == "frequency":
         return frequency
@@ -226,7 +232,9 @@ def _steps(
     return {layer: Reducing("merge", merged=number) for layer in merging}
 
 
-def _put(patient: Patient, vision: Vision, plan: Plan, *, omega: bool, back: bool) -> Edit:
+def _put(
+    patient: Patient, vision: Vision, plan: Plan, noting: Callable[[], Edit] | None, *, omega: bool, back: bool
+) -> Edit:
     first, last = min(plan.steps), max(plan.steps)
     branches = patient.branches  # looked for while nothing is changed
 
@@ -239,6 +247,8 @@ def _put(patient: Patient, vision: Vision, plan: Plan, *, omega: bool, back: boo
     where = {"stack": vision.stack, "branch": "attention"}
     edits = [patient.rewrite(_NAME, before=attending, sites=vision.sites)]
     try:
+        if noting is not None:
+            edits.append(noting())
         edits.extend(
             rewrite_residual(patient.model, patient.anatomy, branches, Reduce(plan, layer), layer=layer, **where)
             for layer in sorted(plan.steps)

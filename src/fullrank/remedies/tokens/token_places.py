@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.edit import Call
-from fullrank.errors import EditError
+from fullrank.remedies.tokens.patch_grid import PatchGrid
 from fullrank.remedies.tokens.token_schedule import Reducing
 from fullrank.remedies.tokens.token_scores import attention_of_class, attention_received, keys_of_tokens
 from fullrank.remedies.tokens.token_sets import Standing, fused, merged, pooled, restored, windows_of
 
-__all__ = ["Attending", "Plan", "Reduce", "Restore", "rows_of"]
+__all__ = ["Attending", "Plan", "Reduce", "Restore"]
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Plan:
     Attributes:
         steps: by block call, in order.
         protected: tokens that come first and stay.
-        aspect: height of images over their width.
+        grid: of patches; None where no window needs it.
         weighted: see `update`.
         fusion: see `fusion`.
         compensate: whether log sizes are added to logits.
@@ -34,7 +34,7 @@ class Plan:
 
     steps: Mapping[int, Reducing]
     protected: int
-    aspect: float
+    grid: PatchGrid | None
     weighted: bool
     fusion: str
     compensate: bool
@@ -116,12 +116,8 @@ class Reduce:
         first = standing.source.shape[1] - plan.protected
         windows = torch.zeros(first, dtype=torch.long, device=X.device)
         if wide > 1:
-            rows = rows_of(first, plan.aspect)
-            if rows == 0:
-                raise EditError(
-                    f"{first} patches are no grid of images {plan.aspect:g} times as high as they are wide."
-                )
-            windows = windows_of(rows, first // rows, wide, X.device)
+            assert plan.grid is not None
+            windows = windows_of(*plan.grid.of(first), wide, X.device)
         earlier = round(standing.pooled**0.5)
         return pooled(
             X,
@@ -157,9 +153,3 @@ def _with_sizes(call: Call, sizes: Tensor) -> Call:
         return call.change(logits=call.logits + more.to(call.logits.dtype))
     more = more.to(call.value.dtype)
     return call.change(bias=more if call.bias is None else call.bias + more)
-
-
-def rows_of(patches: int, aspect: float) -> int:
-    """Of a grid of so many patches of images of an aspect; 0 where they are none."""
-    rows = round((patches * aspect) ** 0.5)
-    return rows if rows and patches % rows == 0 else 0
