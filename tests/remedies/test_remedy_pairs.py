@@ -36,6 +36,7 @@ REFUSALS: dict[str, str] = {
     "rezero": _NORMS,
     "batch-norm": _NORMS,
     "qkv-norm": _NORMS,
+    "peri-norm": "normalises what it adds too",  # so that what it reads may be of any size
     "sigma-reparam": "is made by a parametrisation",  # its weights are made of others
 }
 """First remedy → the reasons for which some do not go after it; every other pair goes together."""
