@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fullrank.capture.reference import module_at
 from fullrank.capture.weights import Weight
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Branch
@@ -85,15 +86,29 @@ def notes_on_rest(patient: Patient, roles: Sequence[str], found: Sequence[Weight
 
 
 def _unknown(patient: Patient) -> list[Branch]:
-    """Branches without a last weight inside, of layers with more branches than last weights."""
-    found = []
+    """Of layers with more branches than last weights, those branches that have none; all, where that cannot be told."""
+    found: list[Branch] = []
     for stack in patient.anatomy.stacks:
-        for layer, weights in enumerate(stack.weights, 1):
-            branches = patient.branches.of(stack.name, layer).values()
+        for layer, (block, weights) in enumerate(zip(stack.paths, stack.weights, strict=True), 1):
+            branches = list(patient.branches.of(stack.name, layer).values())
             last = [one.parameter for one in weights if one.role in ("o", "down")]
             if len(branches) > _calls(weights):
-                found += [one for one in branches if not any(name.startswith(f"{one.path}.") for name in last)]
+                inside = [_inside(patient, one, block) for one in branches]
+                without = [
+                    one
+                    for one, prefix in zip(branches, inside, strict=True)
+                    if not any(name.startswith(prefix) for name in last)
+                ]
+                found += without or branches
     return found
+
+
+def _inside(patient: Patient, branch: Branch, block: str) -> str:
+    """How names of a branch's weights begin: with its module, or with the one around it where that is mere dropout."""
+    module = module_at(bare(patient.model), branch.path)
+    around = branch.path.rpartition(".")[0]
+    bare_of_weights = module is not None and next(module.parameters(), None) is None
+    return f"{around if bare_of_weights and around.startswith(f'{block}.') else branch.path}."
 
 
 def _calls(weights: Sequence[Weight]) -> int:

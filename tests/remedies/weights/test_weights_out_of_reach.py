@@ -65,6 +65,16 @@ def test_where_a_branch_has_no_last_weight_that_is_known_depth_is_not_counted(re
     assert [what for what in changes(before, everything(model)) if what != "versions"] == []
 
 
+def test_a_branch_that_dropout_returns_is_that_of_the_map_before_it():
+    """Fourier maps have no weights, and the MLP's last weight is that before its dropout."""
+    config = hf.FNetConfig(**{k: v for k, v in TEXT.items() if k != "num_attention_heads"}, num_hidden_layers=2)
+    model = made(hf.FNetModel, config)
+    with pytest.raises(
+        RemedyError, match=r"of the branch encoder\.layer\.0\.fourier.* of \S+ layer 1 .*, nor of 1 more"
+    ):
+        fullrank.repair(model, "scaled-init", batch={"input_ids": IDS})
+
+
 def test_branches_are_counted_as_they_are_added_and_not_by_the_weights_that_are_known():
     model = jamba()
     patient = Patient(model, lambda: model(**BATCH))
