@@ -65,6 +65,13 @@ class Branches:
     def __iter__(self) -> Iterator[Branch]:
         return iter(self.found)
 
+    @property
+    def reason(self) -> str:
+        """The first of the notes, and of how many more blocks the same is said; empty where there is none."""
+        if len(self.notes) < 2:
+            return " ".join(self.notes)
+        return f"{self.notes[0].rstrip('.')}, and so for {len(self.notes) - 1} more."
+
     def of(self, stack: str, layer: int) -> dict[str, Branch]:
         """The branches of one block call, by name."""
         return {branch.name: branch for branch in self.found if (branch.stack, branch.layer) == (stack, layer)}
@@ -82,7 +89,7 @@ class Branches:
         chosen = [one for one in self if all(value in (None, getattr(one, key)) for key, value in wanted.items())]
         if not chosen:
             asked = " ".join(f"{key}={value!r}" for key, value in wanted.items() if value is not None)
-            reason = " ".join(self.notes) or "the branches found are: " + _listed(self)
+            reason = self.reason or "the branches found are: " + _listed(self)
             raise EditError(f"no branch was found at {asked or 'any place'}; {reason}")
         return chosen
 

@@ -107,7 +107,7 @@ def _blocks(
             mine = [each for each in chosen if (each.stack, each.layer) == (one.name, index + 1)]
             there = list(branches.of(one.name, index + 1).values())
             if index + 1 in wanted and not there:
-                reasons = " ".join(branches.notes) or f"no branch was found in {path}."
+                reasons = branches.reason or f"no branch was found in {path}."
                 raise EditError(f"the additions of {one.name} layer {index + 1} cannot be rewritten: {reasons}")
             place = place_in(one, index + 1, "out", path)
             calls.setdefault(path, []).append((place, _sums(place, mine, there)))

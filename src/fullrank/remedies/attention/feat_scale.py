@@ -113,7 +113,7 @@ def feat_scale(patient: Patient, *, low: float = 0.0, high: float = 0.0) -> Edit
     sites = {(call.place.stack, call.place.layer): site for site in patient.self_attention for call in site.calls}
     branches = [one for one in patient.branches if one.name == "attention" and (one.stack, one.layer) in sites]
     if len(branches) < len(sites):
-        reasons = " ".join(patient.branches.notes) or "the attention of a block is not one branch of its own."
+        reasons = patient.branches.reason or "the attention of a block is not one branch of its own."
         raise RemedyError(f"feat-scale does not know what attention adds to the stream: {reasons}")
     sights = {site.path: _Sight() for site in sites.values()}
 
