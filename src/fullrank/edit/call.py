@@ -45,8 +45,9 @@ class Call:
         softcap: c, where the kernel makes c·tanh(s/c) of the scores s; stays as it is.
         sink: logits, one per head, of a key without a value that the kernel adds; stay as they are.
         dropout: with what probability the kernel drops entries of the map, in this call; stays as it is.
-        remade: `scores → map`, where the model softmaxes by itself: what its softmax, with its sink, if it has one, and
-            without dropout, makes of other scores of the form of `logits`. None where the map was put in.
+        remade: `scores → map`, where the model softmaxes by itself: what its softmax makes of other scores of the form
+            of `logits`, without dropout. None where the map was put in, and where a sink takes part: models may shift
+            each row before, and how far such a sink is from other scores is not known.
         attend: `call → output`, (batch, heads, queries, width of values): what computes the output in the kernel's
             place, where Q and K are shown. It is called with the call as all edits have made it; one edit can set it.
         input: (sequences, tokens, width), what the calling module was given, as gates read it; None where it is given

@@ -106,6 +106,7 @@ def _call(key: str, place: Any, given: dict[str, Any]) -> Call:
         scale=given.get("scaling"),
         softcap=given.get("softcap") if whole else None,
         sink=given.get("s_aux") if whole else None,
+        dropout=given.get("dropout") or 0.0,
     )
 
 

@@ -51,16 +51,23 @@ class MadeMap:
         logits = changed.logits if added is None else _masked(changed.logits, added)
         changed = changed.change(logits=logits, mask=None, bias=None, causal=False)
         if changed.weights is not call.weights:
-            return changed
+            return changed.change(remade=None)
+        self.weights = self._of(logits, dropout=True)
+        return changed.change(weights=self._layout.fold(self.weights))
+
+    def remade(self, logits: Tensor) -> Tensor:
+        """The map that the model's softmax makes of other scores, (batch, heads, queries, keys), without dropout."""
+        return self._layout.fold(self._of(logits, dropout=False))
+
+    def _of(self, logits: Tensor, *, dropout: bool) -> Tensor:
         full, order, keys = self._full, self._order, self._own.shape[-1]
         new = self._layout.unfold(logits, full[..., :keys], "scores")
         if keys < full.shape[-1]:  # a sink takes part in the softmax and is dropped afterwards
             new = torch.cat([new, full[..., keys:]], -1)
         if order is not None and full.ndim == len(order):
             new = new.permute(inverse(order))
-        made = self._softmax.again(new.to(full.dtype))
-        self.weights = made if order is None else made.permute(order)
-        return changed.change(weights=self._layout.fold(self.weights))
+        made = self._softmax.again(new.to(full.dtype), dropout=dropout)
+        return made if order is None else made.permute(order)
 
 
 def inverse(order: Sequence[int]) -> list[int]:

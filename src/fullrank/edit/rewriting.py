@@ -187,6 +187,7 @@ class Rewriting(TorchFunctionMode):
             mask=None if mask is None else layout.fold_mask(mask),
             causal=bool(given.get("is_causal", False)),
             scale=given.get("scale"),
+            dropout=given.get("dropout_p", 0.0),
         )
         changed = chain.begin(call, settled)
         if changed.weights is not None or changed.attend is not None:
@@ -259,14 +260,15 @@ class Rewriting(TorchFunctionMode):
             return run(weights, value)
         layout = KernelLayout.of(rows, self.batch, self.heads, self.path)
         folded = layout.fold(weights)
+        made = MadeMap(softmax, weights, value.dtype, order, full, layout)
         call = Call(
             place=chain.place,
             kernel="softmax",
             value=layout.fold(value),
             weights=folded,
             logits=layout.fold(full[..., :keys]).reshape(folded.shape),
+            remade=None if keys < full.shape[-1] else made.remade,
         )
-        made = MadeMap(softmax, weights, value.dtype, order, full, layout)
         changed = chain.begin(call, made.settle)
         if changed.value is not call.value:
             value = layout.unfold(changed.value, value, "value")

@@ -19,6 +19,7 @@ CARRY = frozenset(
     | {"__getitem__", "masked_fill", "masked_fill_", "nan_to_num", "narrow", "mul", "__mul__", "div"}
 )
 PRODUCTS = frozenset({"matmul", "__matmul__", "bmm"})
+_DROPOUT = frozenset({"dropout", "dropout_"})
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """A function and what it was called with; the first argument is what the step before returned."""
@@ -38,14 +39,16 @@ class Softmax:
     steps: tuple[Step, ...]
     result: Tensor
 
-    def again(self, logits: Tensor) -> Tensor:
-        """The same steps on other scores; dropout draws anew."""
+    def again(self, logits: Tensor, *, dropout: bool = True) -> Tensor:
+        """The same steps on other scores; dropout draws anew, or is left out."""
         func, args, kwargs = self.steps[0]
         if args:
             made = func(logits, *args[1:], **kwargs)
         else:
             made = func(**{**kwargs, "input": logits})
         for func, args, kwargs in self.steps[1:]:
+            if not dropout and getattr(func, "__name__", "") in _DROPOUT:
+                continue
             made = func(made, *args[1:], **kwargs)
         return made  # type: ignore[no-any-return]
 

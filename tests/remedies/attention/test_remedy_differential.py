@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import transformers as hf
 from attending import MASKS, dense_softmax, real_rows, repaired_and_seen, tolerance
 from attention_only import AttentionOnly
 
 import fullrank
-from fullrank.errors import RemedyError
+from fullrank.errors import EditError, RemedyError
 from fullrank.remedies.attention.differential import lambda_at_first
 from golden import assert_golden
 
@@ -83,3 +84,66 @@ def test_without_queries_there_are_no_features_to_scale():
     case = MASKS["causal, explicit softmax"]()
     with pytest.raises(RemedyError, match="softmaxes by itself and shows none; use second=temperature"):
         fullrank.repair(case.model, "differential?second=features", batch=case.batch)
+
+
+TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+TEXT |= {"num_key_value_heads": 2, "initializer_range": 0.5, "max_position_embeddings": 32}
+IDS = torch.randint(1, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def _made(kind, config, dtype=torch.float64, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(config(**options)).to(dtype).eval()
+
+
+def test_a_sink_of_the_model_is_refused_where_it_softmaxes_by_itself():
+    """Rows are shifted by their largest score before, so that what τ makes of scores beside the sink is not known."""
+    options = {**TEXT, "head_dim": 4, "sliding_window": 64, "layer_types": ["full_attention"]}
+    options |= {"num_local_experts": 2, "num_experts_per_tok": 1, "attn_implementation": "eager"}
+    model = _made(hf.GptOssModel, hf.GptOssConfig, torch.float32, **options)
+    with torch.no_grad():
+        before = model(IDS, use_cache=False)[0]
+        with pytest.raises((EditError, RemedyError), match="put in or with a sink"):
+            fullrank.repair(model, "differential", batch={"input_ids": IDS, "use_cache": False})
+        assert torch.equal(model(IDS, use_cache=False)[0], before)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_beside_a_map_that_another_remedy_puts_in_it_is_refused_whatever_the_kernel(attention, order):
+    model = _made(hf.LlamaModel, hf.LlamaConfig, **TEXT, attn_implementation=attention)
+    with pytest.raises((EditError, RemedyError), match="differential"):
+        fullrank.repair(model, ["differential", "softpick"][::order], batch={"input_ids": IDS})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("remedy", ["differential", "differential?strength=0.9&second=features"])
+def test_at_first_it_is_the_same_function_to_the_last_bit_in_half_precision_too(dtype, attention, remedy):
+    if attention == "eager" and "features" in remedy:
+        return
+    model = _made(hf.LlamaModel, hf.LlamaConfig, dtype, **TEXT, attn_implementation=attention)
+    with torch.no_grad():
+        before = model(IDS, use_cache=False)[0]
+        with fullrank.repair(model, remedy, batch={"input_ids": IDS}):
+            assert torch.equal(model(IDS, use_cache=False)[0], before)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_noise_of_attention_dropout_is_no_larger_than_without_it(attention):
+    """At first, for the same draws, the outputs in training are those of the model as it was."""
+    options = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "attn_pdrop": 0.3}
+    options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "initializer_range": 0.5, "attn_implementation": attention}
+    model = _made(hf.GPT2Model, hf.GPT2Config, **options).train()
+
+    def drawn(seed):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            return model(IDS, use_cache=False)[0]
+
+    before = [drawn(seed) for seed in range(3)]
+    assert not torch.allclose(before[0], before[1], atol=1e-2)
+    with fullrank.repair(model, "differential?strength=0.8", batch={"input_ids": IDS}):
+        for seed, expected in enumerate(before):
+            torch.testing.assert_close(drawn(seed), expected, rtol=0, atol=1e-10)

@@ -27,6 +27,9 @@ def lambda_at_first(layer: int) -> float:
 class Differential(nn.Module):
     """O_h ← (A_h − λ_h A′_h)V / (1 − λ_init), A′ the map of the queries times τ_h.
 
+    Computed as A_h V + (λ_init (A_h − A′_h) − δ_h A′_h)V / (1 − λ_init): nothing is added, to the last bit, where both
+    maps are the same, and dropout is of the first term alone.
+
     Args:
         heads: how many.
         shape: of τ beside the heads: () for one number, (width,) for one per feature of the queries.
@@ -45,32 +48,41 @@ class Differential(nn.Module):
     def forward(self, call: Call, output: Tensor) -> Tensor:
         """The output (batch, heads, queries, width), less a share of what the second map gives."""
         refuse_other_maps(call, "differential")
-        if call.softcap is not None or (call.weights is not None and call.query is not None):
+        put_in = call.remade is None if call.query is None else call.weights is not None
+        if call.softcap is not None or put_in:
             raise EditError(
-                f"differential makes its second map by softmax, and the first of {call.place.path} is capped or put in."
+                f"differential makes its second map by softmax, and the first of {call.place.path} is bent, put in "
+                "or with a sink."
             )
-        share = (self.strength + self.delta)[:, None, None]
-        second = self._second(call)[..., : output.shape[-1]]  # what is beyond is another edit's padding
-        difference = output - (share * second.to(share.dtype)).to(output.dtype)
-        if self.gain is None:
-            return difference / (1 - self.strength)
-        normed = functional.rms_norm(difference.to(self.gain.dtype), self.gain.shape, self.gain, 1e-5)
-        return normed * (1 - self.strength)
-
-    def _second(self, call: Call) -> Tensor:
         # beneath all modes: no other edit, and nothing that measures, is to take it for a call of the model
         with torch._C.DisableTorchFunction():
-            if call.query is None:
-                assert call.logits is not None
-                tau = self.tau.to(call.logits.dtype)[:, None, None]
-                visible = visible_in(call.logits)
-                s = torch.where(visible, tau * torch.where(visible, call.logits, 0), call.logits)  # no 0 · ∞ backward
-                A = s.softmax(-1)
-                if call.weights is not None:  # exactly the first map at τ = 1, whatever another edit has put there
-                    A = call.weights.to(A.dtype) + (A - call.logits.softmax(-1))
-                return _product(A, call.value)
-            tau = self.tau if self.tau.ndim == 2 else self.tau[:, None]
-            return _kernel(call, call.query * tau.to(call.query.dtype)[:, None, :])
+            more = self._explicit(call) if call.query is None else self._fused(call, call.query, output)
+            mixed = output.to(more.dtype) + more[..., : output.shape[-1]] / (1 - self.strength)
+            if self.gain is None:
+                return mixed
+            difference = (mixed * (1 - self.strength)).to(self.gain.dtype)
+            return functional.rms_norm(difference, self.gain.shape, self.gain, 1e-5) * (1 - self.strength)
+
+    def _fused(self, call: Call, query: Tensor, output: Tensor) -> Tensor:
+        tau = self.tau if self.tau.ndim == 2 else self.tau[:, None]
+        wide, width = torch.promote_types(output.dtype, torch.float32), output.shape[-1]
+        # what is beyond the width is another edit's padding
+        second = _kernel(call, query * tau.to(query.dtype)[:, None, :])[..., :width].to(wide)
+        # with dropout, the noise of the output would become 1/(1 − λ) times as large
+        first = (_kernel(call, query)[..., :width] if call.dropout > 0 else output).to(wide)
+        return self.strength * (first - second) - self.delta.to(wide)[:, None, None] * second
+
+    def _explicit(self, call: Call) -> Tensor:
+        assert call.logits is not None
+        assert call.remade is not None
+        tau = self.tau.to(call.logits.dtype)[:, None, None]
+        visible = visible_in(call.logits)
+        s = torch.where(visible, tau * torch.where(visible, call.logits, 0), call.logits)  # no 0 · ∞ backward
+        first, second = call.remade(call.logits), call.remade(s)
+        wide = torch.promote_types(first.dtype, torch.float32)
+        second = second.to(wide)
+        A = self.strength * (first.to(wide) - second) - self.delta.to(wide)[:, None, None] * second
+        return _product(A, call.value).to(wide)
 
 
 def _kernel(call: Call, query: Tensor) -> Tensor:
@@ -135,16 +147,18 @@ def _product(A: Tensor, value: Tensor) -> Tensor:
         "From τ = 1 it does nothing until it is trained.",
         "The rows of the difference sum to (1 − λ)/(1 − λ_init), so one outlier stays: partial centring, of strength λ "
         "at τ = 0.",
-        "Attention dropout is drawn for the first map alone, and for both alike in models that softmax by themselves. "
-        "With rotary positions, factors per feature make scores depend on absolute positions too.",
-        "Its second map is a softmax of what the kernel is given after all remedies: caps, sinks and maps that are put "
-        "in, by the model's kernel or by another remedy, are refused where queries and keys are shown.",
+        "Attention dropout is of the first map alone and as large as without: in training with it a kernel that is "
+        "fused is called once more, for the first map as it is. With rotary positions, factors per feature make scores "
+        "depend on absolute positions too.",
+        "Its second map is a softmax of what the kernel is given after all remedies: maps that are put in by another "
+        "remedy, and sinks of the model, are refused, and caps where queries and keys are shown.",
         "Put remedies that change what comes out of the kernel before it in a list: center-attention, and learned-sink "
         "in models that softmax by themselves. After it they act on the first map alone.",
         "Models that softmax by themselves show no queries: only second=temperature fits them, and their biases are "
         "scaled with the scores.",
     ),
-    cost="a second kernel call per layer: fused where masks allow; two parameters per head (features: d_k + 1)",
+    cost="a second kernel call per layer, with attention dropout a third: fused where masks allow; two parameters per "
+    "head (features: d_k + 1)",
 )
 def differential(
     patient: Patient,
