@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+import transformers as hf
 from attending import MASKS, dense_softmax, real_rows, repaired_and_seen, tolerance
 from calls import normal, shown
 from torch.nn import functional
 
+import fullrank
+from fullrank.errors import EditError
 from fullrank.remedies.attention.local_mask import LocalMask
+from fullrank.remedies.attention.own_windows import shown_at_most
 
 
 def _near(T, window, side, starts, first):
@@ -77,3 +81,82 @@ def test_the_first_are_the_first_tokens_and_no_padding():
         [0, 0, 1, 0, 0, 1],
     ]
     assert found[1, 4].int().tolist() == [1, 0, 0, 0, 1, 0]
+
+
+TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+TEXT |= {"num_key_value_heads": 2, "initializer_range": 0.5, "max_position_embeddings": 32}
+IDS = torch.randint(1, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def _decoder(kind, attention):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        given = {**TEXT, "attn_implementation": attention}
+        if kind == "llama":
+            model = hf.LlamaForCausalLM(hf.LlamaConfig(**given))
+        elif kind == "mistral":
+            model = hf.MistralForCausalLM(hf.MistralConfig(**given, sliding_window=5))
+        else:
+            layers = ["sliding_attention", "full_attention"]
+            config = hf.Gemma3TextConfig(**given, sliding_window=5, head_dim=4, layer_types=layers)
+            model = hf.Gemma3ForCausalLM(config)
+    return model.double().eval()
+
+
+def _cache(kind, model):
+    return {
+        "dynamic": lambda: hf.DynamicCache(config=model.config),
+        "uncut": hf.DynamicCache,
+        "static": lambda: hf.StaticCache(config=model.config, max_cache_len=16),
+    }[kind]()
+
+
+def _by_token(model, cache):
+    """The first six tokens at once, then one by one."""
+    pieces = [(0, 6), *((t, t + 1) for t in range(6, 12))]
+    return torch.cat([model(IDS[:, a:b], past_key_values=cache, use_cache=True).logits for a, b in pieces], 1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cache", ["dynamic", "uncut", "static"])
+@pytest.mark.parametrize(("kind", "first"), [("llama", 0), ("llama", 2), ("mistral", 0), ("gemma3", 0)])
+def test_beside_every_kind_of_cache_it_is_what_it_is_without(kind, first, cache, attention):
+    model = _decoder(kind, attention)
+    with torch.no_grad():
+        base = model(IDS, use_cache=False).logits
+        with fullrank.repair(model, "local-mask", window=3, first=first, batch={"input_ids": IDS}):
+            whole = model(IDS, use_cache=False).logits
+            found = _by_token(model, _cache(cache, model))
+    close = 1e-9 if attention == "sdpa" else 1e-4  # its softmax is in float32
+    torch.testing.assert_close(found, whole, rtol=0, atol=close)
+    assert not torch.allclose(whole, base, atol=1e-1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cache", ["dynamic", "uncut", "static"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+@pytest.mark.parametrize("length", [12, 4])
+def test_with_a_window_of_the_model_the_first_are_refused_beside_a_cache(kind, cache, attention, length):
+    """Also where the batch of the repair is shorter than the window, and padded."""
+    model = _decoder(kind, attention)
+    real = torch.ones_like(IDS[:, :length])
+    real[0, 0] = 0
+    batch = {"input_ids": IDS[:, :length], "attention_mask": real}
+    with fullrank.repair(model, "local-mask", window=3, first=1, batch=batch), torch.no_grad():
+        model(IDS, use_cache=False)
+        with pytest.raises(EditError, match="with a window of 5 of its own"):
+            _by_token(model, _cache(cache, model))
+
+
+def test_what_a_window_shows_is_read_from_who_sees_whom():
+    causal = torch.ones(7, 7, dtype=torch.bool).tril()
+    window = causal.triu(-2)
+    padded = causal.clone()
+    padded[:, :2] = False
+    everything = padded.clone()
+    everything[:2] = True  # what some models make of rows that would see nothing
+    both = torch.ones(7, 7, dtype=torch.bool).tril(2).triu(-2)
+    packed = torch.block_diag(torch.ones(3, 3), torch.ones(4, 4)).tril().bool()
+    cases = ((causal, None), (window, 3), (padded, None), (everything, None), (both, None), (packed, 4))
+    for seen, number in cases:
+        assert shown_at_most(seen[None, None]) == number

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from fullrank.capture.reading import visible_in
 from fullrank.edit import Call, Edit
+from fullrank.errors import EditError
 from fullrank.remedies.attention.own_keys import LIMIT, own_keys, paired
+from fullrank.remedies.attention.own_windows import own_windows
 from fullrank.remedies.attention.scores import seen_in
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
@@ -24,14 +26,15 @@ class LocalMask(nn.Module):
         first: how many of the first keys all queries go on seeing.
         past: whether later keys are hidden too.
         paired: whether there was a key for every query when the model was repaired.
+        own: how many keys the model's own window shows; None where it has none.
     """
 
     window: Tensor
 
-    def __init__(self, window: int, first: int, *, past: bool, paired: bool = True) -> None:
+    def __init__(self, window: int, first: int, *, past: bool, paired: bool = True, own: int | None = None) -> None:
         super().__init__()
         self.register_buffer("window", torch.tensor(window))
-        self.first, self.past, self.paired = first, past, paired
+        self.first, self.past, self.paired, self.own = first, past, paired, own
 
     def forward(self, call: Call) -> Call:
         """The call with a mask, or with masked scores."""
@@ -56,9 +59,14 @@ class LocalMask(nn.Module):
             near = near | (self._place(call) < self.first)
         return near & (distance >= 0) if self.past else near
 
-    @staticmethod
-    def _place(call: Call) -> Tensor:
+    def _place(self, call: Call) -> Tensor:
         """(batch or 1, 1, 1, keys): how many real tokens come before each key; padding is what no query sees."""
+        if self.own is not None and call.queries < call.keys >= self.own:
+            raise EditError(
+                f"local-mask with first={self.first} needs to know which keys are the first, and in {call.place.path}, "
+                f"with a window of {self.own} of its own, they are out of sight or out of the cache: use first=0, or "
+                "run it without a cache."
+            )
         seen = seen_in(call)
         if seen is None:
             return torch.arange(call.keys, device=call.value.device)[None, None, None]
@@ -89,8 +97,9 @@ class LocalMask(nn.Module):
         "It slows collapse and does not prevent it; what is farther than w tokens away is reached through several "
         "layers.",
         "Nearness is that of positions in the sequence, also for patches of an image.",
-        "What no query of a call sees is padding and is none of the `first`; beside a cache that is cut to a window "
-        "these are the first that are left in it.",
+        "What no query of a call sees is padding and is none of the `first`. A model that has a window of its own is "
+        "refused `first` beside a cache from as many keys on as the window shows: which were the first is not known "
+        "then. A window that is wider than the batch is known where the module or its settings state it.",
         LIMIT,
         "Kernels that take no mask (`flash_attention_2`) are refused.",
     ),
@@ -102,9 +111,10 @@ class LocalMask(nn.Module):
 )
 def local_mask(patient: Patient, *, window: int | None = None, side: str = "both", first: int = 0) -> Edit:
     """Hide what is far in every self-attention."""
+    windows = own_windows(patient) if first else {}
 
     def make(site: Site) -> LocalMask:
         wide = max(1, max(call.keys for call in site.calls) // 2) if window is None else window
-        return LocalMask(wide, first, past=side == "past", paired=paired(site))
+        return LocalMask(wide, first, past=side == "past", paired=paired(site), own=windows.get(site.path))
 
     return patient.rewrite("local-mask", before=make)
