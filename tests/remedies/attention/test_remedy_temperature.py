@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers as hf
 from attending import MASKS, dense_softmax, real_rows, repaired_and_seen, tolerance
 from calls import explicit, normal
 
@@ -59,8 +60,32 @@ def test_calibration_meets_the_target_in_every_head_of_every_layer(mask, target)
             A = dense_softmax(_scaled(call, module.per_head.detach()[:, None, None]))
             n = call.visible.sum(-1)
             H = -torch.special.xlogy(A, A).sum(-1) / n.clamp(min=2).log()
-            mean = [H[:, h][n[:, h] > 1].mean() for h in range(4)]
+            padding = case.batch.get("attention_mask")
+            real = torch.ones(H.shape[0], H.shape[2]) if padding is None else padding
+            mean = [H[:, h][(n[:, h] > 1) & real.bool()].mean() for h in range(4)]
             torch.testing.assert_close(torch.stack(mean), torch.full((4,), target).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("left", [False, True])
+def test_calibration_does_not_ask_how_long_the_padding_is(attention, left):
+    options = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    options |= {"intermediate_size": 32, "initializer_range": 0.5, "attn_implementation": attention}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.BertModel(hf.BertConfig(**options)).double().eval()
+    ids = torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+    found = []
+    for padding in (0, 20):
+        more = torch.zeros(2, padding, dtype=torch.long)
+        parts = [(more, ids), (more, torch.ones_like(ids))] if left else [(ids, more), (torch.ones_like(ids), more)]
+        given, real = (torch.cat(part, 1) for part in parts)
+        place = (real.cumsum(1) - 1).clamp(min=0)
+        batch = {"input_ids": given, "attention_mask": real, "position_ids": place}
+        with fullrank.repair(model, "temperature?kind=entropy&target=0.6", batch=batch):
+            found.append(torch.stack([p.detach() for n, p in model.named_parameters() if n.endswith("per_head")]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
+    assert not torch.allclose(found[0], torch.ones_like(found[0]), atol=1e-2)
 
 
 def test_a_head_that_cannot_meet_the_target_is_left_alone():

@@ -11,6 +11,7 @@ from fullrank.edit import Call, Edit
 from fullrank.errors import EditError
 from fullrank.remedies.attention.calibrating import Calibrated, calibrate
 from fullrank.remedies.attention.scores import scores, seen_in, visible_numbers
+from fullrank.remedies.loss.real_tokens import real_tokens
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -54,7 +55,9 @@ class Temperature(Calibrated):
             if call.bias is not None or (call.mask is not None and call.mask.dtype != torch.bool):
                 product, _ = scores(call.change(bias=None, mask=None), rows)  # what the queries have a part in
                 s, added = product, s - product
-            return temperature_for_entropy(s, seen, self.target, added).to(self.per_head)
+            real = real_tokens(call)
+            real = None if real is None else real[:, rows]
+            return temperature_for_entropy(s, seen, self.target, added, real).to(self.per_head)
         if call.input is None:
             raise EditError(f"attention in {call.place.path} was given no stream; kind='balance' needs its tokens.")
         seen = seen_in(call)
@@ -78,24 +81,27 @@ class Temperature(Calibrated):
         return call.change(logits=torch.where(seen, _times(finite, tau), call.logits))
 
 
-def temperature_for_entropy(s: Tensor, seen: Tensor | None, target: float, added: Tensor | None = None) -> Tensor:
+def temperature_for_entropy(
+    s: Tensor, seen: Tensor | None, target: float, added: Tensor | None = None, real: Tensor | None = None
+) -> Tensor:
     """The inverse temperature at which each head's mean normalised entropy meets a target, by bisection.
 
-    E_h(τ) = mean over sequences and queries of H(softmax(τ s + b))/log n, n the number of visible keys; queries that
-    see one key are left out. Without b it falls with τ; 44 halvings of log τ.
+    E_h(τ) = mean over sequences and queries of H(softmax(τ s + b))/log n, n the number of visible keys; padding and
+    queries that see one key are left out. Without b it falls with τ; 44 halvings of log τ.
 
     Args:
         s: (batch, heads, queries, keys) scores.
         seen: which are visible; broadcasts to `s`; None for all.
         target: in (0, 1).
         added: b, what is added to the scores and not multiplied; None for 0.
+        real: (batch, queries) bool, which are no padding; None for all.
 
     Returns:
         (heads,); 1 where no τ in [1/1000, 1000] meets it, as for a head whose scores are all the same.
     """
     seen = torch.ones_like(s, dtype=torch.bool) if seen is None else seen.expand(s.shape)
     n = seen.sum(-1)
-    counted = (n > 1).to(s.dtype)
+    counted = (n > 1 if real is None else (n > 1) & real[:, None]).to(s.dtype)
     per_row = counted / n.clamp(min=2).to(s.dtype).log()
     rows = counted.sum((0, 2)).clamp(min=1)
     finite = torch.where(seen, s, 0.0)
@@ -214,6 +220,8 @@ def _times(tensor: Tensor, tau: Tensor) -> Tensor:
         "two "
         "a head is nearer to is not measured here.",
         "Position biases are multiplied too where the model softmaxes by itself, and not where a kernel adds them.",
+        "Of a model that softmaxes by itself with a sink and shifts each row of scores before, the shifted scores are "
+        "multiplied and the sink is not.",
         "n comes from masks: sequences that a kernel is told to keep apart by lengths alone are counted as one.",
         "entropy is calibrated on this batch, on at most four million scores of a call; a module that is called "
         "several "
