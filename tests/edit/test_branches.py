@@ -241,7 +241,7 @@ def test_what_stands_before_a_norm_that_branches_share_is_no_branch():
     branches = find_branches(model, run, survey(model, run))
     assert branches.found == ()
     assert len(branches.notes) == 2
-    with pytest.raises(EditError, match="at any place; what block h[.]0 adds to its stream is") as caught:
+    with pytest.raises(EditError, match=r"at any place; what block h\.0 adds to its stream is") as caught:
         branches.chosen(None, None, None)
     assert str(caught.value).endswith("or was not followed, and so for 1 more.")
     assert "h.1" not in str(caught.value)
