@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from fullrank.capture import undisturbed
+from fullrank.capture.reference import reference_path
 from fullrank.edit import Edit, replace_stream
 from fullrank.errors import EditError
 from fullrank.remedies.patient import Patient
@@ -79,7 +80,7 @@ def mean_squares(patient: Patient, *, ends: bool) -> dict[Place, float]:
 
 def _watch(patient: Patient, functions: Mapping[Place, Callable[[Tensor], Tensor]]) -> None:
     """One forward in which functions of states take their places."""
-    with ExitStack() as stack, undisturbed(patient.model):
+    with ExitStack() as stack, undisturbed(patient.model), reference_path(patient.model, []):
         for (name, layer), function in functions.items():
             edit: Edit = replace_stream(patient.model, patient.anatomy, function, stack=name, layer=layer)
             stack.enter_context(edit)
