@@ -86,7 +86,7 @@ def notes_on_rest(patient: Patient, roles: Sequence[str], found: Sequence[Weight
 
 
 def _unknown(patient: Patient) -> list[Branch]:
-    """Of layers with more branches than last weights, those branches that have none; all, where that cannot be told."""
+    """Of layers with more branches than last weights, those branches that have none inside."""
     found: list[Branch] = []
     for stack in patient.anatomy.stacks:
         for layer, (block, weights) in enumerate(zip(stack.paths, stack.weights, strict=True), 1):
@@ -94,12 +94,11 @@ def _unknown(patient: Patient) -> list[Branch]:
             last = [one.parameter for one in weights if one.role in ("o", "down")]
             if len(branches) > _calls(weights):
                 inside = [_inside(patient, one, block) for one in branches]
-                without = [
+                found += [
                     one
                     for one, prefix in zip(branches, inside, strict=True)
                     if not any(name.startswith(prefix) for name in last)
                 ]
-                found += without or branches
     return found
 
 

@@ -55,7 +55,7 @@ def delta():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("remedy", ["scaled-init", "t-fixup"])
+@pytest.mark.parametrize("remedy", ["scaled-init", "t-fixup", "deepscale-init"])
 @pytest.mark.parametrize(("build", "branch"), [(jamba, r"layers\.0\.mamba"), (delta, r"layers\.0\.linear_attn")])
 def test_where_a_branch_has_no_last_weight_that_is_known_depth_is_not_counted(remedy, build, branch):
     model = build()
@@ -81,6 +81,16 @@ def test_branches_are_counted_as_they_are_added_and_not_by_the_weights_that_are_
     assert branches_of(patient) == {"decoder": 6}
     last = [w for layer in patient.anatomy.stacks[0].weights for w in layer if w.role in ("o", "down")]
     assert len(last) == 4
+
+
+def test_parts_that_share_one_branch_are_one():
+    """Differential attention calls the kernel twice for one W_O."""
+    model = made(hf.DiffLlamaModel, hf.DiffLlamaConfig(**TEXT, num_hidden_layers=2, num_key_value_heads=2))
+    patient = Patient(model, lambda: model(**BATCH))
+    assert branches_of(patient) == {"decoder": 4}
+    old = model.layers[1].self_attn.o_proj.weight.detach().clone()
+    with fullrank.repair(model, "scaled-init", batch=BATCH):
+        torch.testing.assert_close(model.layers[1].self_attn.o_proj.weight.detach(), old / 2)
 
 
 def stayed(model, before):

@@ -12,6 +12,7 @@ from fullrank.capture import Anatomy
 from fullrank.capture.weights import Weight, matrix
 from fullrank.edit import Branches, Edit, rewrite_residual
 from fullrank.errors import RemedyError
+from fullrank.remedies.covering import check_branches
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
@@ -98,6 +99,7 @@ def deepscale_init(
     seed: int = 0,
 ) -> Edit:
     """Bring weights to DeepScaleLM's standard deviations, and weigh skip and branch."""
+    check_branches(patient)
     keep = 1 - dropout
     moments = {
         stack.name: unit_moments(
