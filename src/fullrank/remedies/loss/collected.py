@@ -106,10 +106,11 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
     if isinstance(output, Mapping):
         return None
     if isinstance(output, tuple):
-        return output._replace(loss=loss) if "loss" in getattr(output, "_fields", ()) else None
+        named = "loss" in getattr(output, "_fields", ())
+        return output._replace(loss=loss) if named else None  # type: ignore[attr-defined]
     try:
-        if dataclasses.is_dataclass(output) and output.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            return dataclasses.replace(output, loss=loss)  # type: ignore[type-var]
+        if getattr(getattr(output, "__dataclass_params__", None), "frozen", False):
+            return dataclasses.replace(output, loss=loss)
         output.loss = loss
     except (AttributeError, TypeError, ValueError):  # a property; a field that is not of `__init__`, or wants more
         return None

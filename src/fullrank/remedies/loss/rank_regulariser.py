@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -164,6 +165,8 @@ class _ToldByName:
         "the tokens of each sequence. The weight is no value of theirs.",
         "Padding is left out as the first attention of each stack is told of it: tokens that none of their sequence "
         "sees. Where that shows no mask, as state spaces do, it is the model's attention_mask, if there is one stack.",
+        "Where blocks are checkpointed and several forwards come before one backward pass, their padding has to be the "
+        "same: what is repeated takes that of the latest.",
         "With accumulated gradients that are summed and not averaged, divide the weight by the number of steps.",
         "Checkpointing with use_reentrant=True runs forwards without gradients: nothing is collected inside blocks "
         "there.",
@@ -186,33 +189,33 @@ def rank_regulariser(patient: Patient, *, weight: float = 0.1, layers: str = "la
             for layer in range(1, depth + 1) if layers == "all" else (depth,):
                 look = _Collect(penalty, stack.name, layer)
                 edits.append(replace_stream(patient.model, patient.anatomy, look, stack=stack.name, layer=layer))
-        edits.extend(_told_of_padding(patient, penalty))
+        where = [place for one in edits for place in one.where]
+        for told in _told_of_padding(patient, penalty):
+            edits.append(told)  # noqa: PERF402 - one by one: where a later one fails, these are taken back
         edits.append(added_to_loss(patient, "rank-regulariser", penalty))
     except BaseException:
         for edit in reversed(edits):
             edit.undo()
         raise
+    where += edits[-1].where
     edit = together(edits)
+    edit.where = tuple(where)
     edit.what = "penalise the rank of the stream"
     return edit
 
 
-def _told_of_padding(patient: Patient, penalty: RankRegulariser) -> list[Edit]:
+def _told_of_padding(patient: Patient, penalty: RankRegulariser) -> Iterator[Edit]:
     """What tells the penalty which tokens are real."""
-    edits, model, stacks = [], bare(patient.model), patient.anatomy.stacks
+    model, stacks = bare(patient.model), patient.anatomy.stacks
     names = list(inspect.signature(model.forward).parameters)
     if len(stacks) == 1 and "attention_mask" in names:
         around = _ToldByName(penalty, stacks[0].name, names.index("attention_mask"))
-        edits.append(make("tell padding", [type(model).__name__], [lambda: Enclosed(model, around)]))
-    try:
-        sites = patient.self_attention
-    except RemedyError:  # none, or none that can be looked at
-        return edits
+        yield make("tell padding", [type(model).__name__], [lambda: Enclosed(model, around)])
     first: dict[str, Site] = {}
-    for site in sites:
-        if site.first.queries == site.first.keys:
-            first.setdefault(site.first.place.stack, site)
+    with contextlib.suppress(RemedyError):  # there is none, or none that can be looked at
+        for site in patient.self_attention:
+            if site.first.queries == site.first.keys:
+                first.setdefault(site.first.place.stack, site)
     if first:
         look = _ToldByAttention(penalty)
-        edits.append(patient.rewrite("rank-regulariser", before=lambda site: look, sites=list(first.values())))
-    return edits
+        yield patient.rewrite("rank-regulariser", before=lambda site: look, sites=list(first.values()))
