@@ -50,6 +50,8 @@ class Call:
             each row before, and how far such a sink is from other scores is not known.
         attend: `call → output`, (batch, heads, queries, width of values): what computes the output in the kernel's
             place, where Q and K are shown. It is called with the call as all edits have made it; one edit can set it.
+        output: (batch, heads, queries, width of values), what came of the call, before any `after` changed it; None
+            before.
         input: (sequences, tokens, width), what the calling module was given, as gates read it; None where it is given
             no such tensor.
     """
@@ -71,6 +73,7 @@ class Call:
     dropout: float = 0.0
     remade: Callable[[Tensor], Tensor] | None = None
     attend: Callable[[Call], Tensor] | None = None
+    output: Tensor | None = None
     input: Tensor | None = None
     replaced: bool = False
 

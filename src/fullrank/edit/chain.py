@@ -77,6 +77,7 @@ class Chain:
 
     def end(self, call: Call, output: Tensor) -> Tensor:
         """What all edits make of the output, each seeing the call as it was made in the end."""
+        call = call.change(output=output)
         for mode, place in reversed(self._taken):
             output = mode.end(call.change(place=place, input=mode.given), output)
             if output.shape[-1] < call.value.shape[-1]:  # what an edit had added to the values is cut off again

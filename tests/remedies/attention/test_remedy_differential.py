@@ -117,6 +117,17 @@ def test_beside_a_map_that_another_remedy_puts_in_it_is_refused_whatever_the_ker
         fullrank.repair(model, ["differential", "softpick"][::order], batch={"input_ids": IDS})
 
 
+@pytest.mark.parametrize("other", ["center-attention", "attn-scale?start=0.5", "shaped?start=skipless"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_beside_what_acts_behind_the_kernel_it_is_the_same_whatever_the_kernel(other, order):
+    found = []
+    for attention in ("sdpa", "eager"):
+        model = _made(hf.LlamaModel, hf.LlamaConfig, torch.float32, **TEXT, attn_implementation=attention)
+        with fullrank.repair(model, ["differential?start=0.5", other][::order], batch={"input_ids": IDS}):
+            found.append(model(IDS, use_cache=False)[0].detach())
+    torch.testing.assert_close(*found, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("remedy", ["differential", "differential?strength=0.9&second=features"])

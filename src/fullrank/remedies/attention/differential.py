@@ -28,7 +28,7 @@ class Differential(nn.Module):
     """O_h ← (A_h − λ_h A′_h)V / (1 − λ_init), A′ the map of the queries times τ_h.
 
     Computed as A_h V + (λ_init (A_h − A′_h) − δ_h A′_h)V / (1 − λ_init): nothing is added, to the last bit, where both
-    maps are the same, and dropout is of the first term alone.
+    maps are the same. What dropout leaves of the second map is what it leaves of the first, plus A′_h − A_h.
 
     Args:
         heads: how many.
@@ -56,33 +56,34 @@ class Differential(nn.Module):
             )
         # beneath all modes: no other edit, and nothing that measures, is to take it for a call of the model
         with torch._C.DisableTorchFunction():
-            more = self._explicit(call) if call.query is None else self._fused(call, call.query, output)
-            mixed = output.to(more.dtype) + more[..., : output.shape[-1]] / (1 - self.strength)
+            first = output.to(torch.promote_types(output.dtype, torch.float32))
+            second = self._explicit(call) if call.query is None else self._fused(call, call.query)
+            second = second[..., : first.shape[-1]].to(first.dtype)  # what is beyond is another edit's padding
+            more = self.strength * (first - second) - self.delta.to(first.dtype)[:, None, None] * second
+            mixed = first + more / (1 - self.strength)
             if self.gain is None:
                 return mixed
             difference = (mixed * (1 - self.strength)).to(self.gain.dtype)
             return functional.rms_norm(difference, self.gain.shape, self.gain, 1e-5) * (1 - self.strength)
 
-    def _fused(self, call: Call, query: Tensor, output: Tensor) -> Tensor:
+    def _fused(self, call: Call, query: Tensor) -> Tensor:
         tau = self.tau if self.tau.ndim == 2 else self.tau[:, None]
-        wide, width = torch.promote_types(output.dtype, torch.float32), output.shape[-1]
-        # what is beyond the width is another edit's padding
-        second = _kernel(call, query * tau.to(query.dtype)[:, None, :])[..., :width].to(wide)
-        # with dropout, the noise of the output would become 1/(1 − λ) times as large
-        first = (_kernel(call, query)[..., :width] if call.dropout > 0 else output).to(wide)
-        return self.strength * (first - second) - self.delta.to(wide)[:, None, None] * second
+        second = _kernel(call, query * tau.to(query.dtype)[:, None, :])
+        if call.dropout == 0:
+            return second
+        assert call.output is not None
+        wide = torch.promote_types(second.dtype, torch.float32)
+        return call.output.to(wide) + (second.to(wide) - _kernel(call, query).to(wide))  # with the noise of the first
 
     def _explicit(self, call: Call) -> Tensor:
         assert call.logits is not None
+        assert call.weights is not None
         assert call.remade is not None
         tau = self.tau.to(call.logits.dtype)[:, None, None]
         visible = visible_in(call.logits)
         s = torch.where(visible, tau * torch.where(visible, call.logits, 0), call.logits)  # no 0 · ∞ backward
-        first, second = call.remade(call.logits), call.remade(s)
-        wide = torch.promote_types(first.dtype, torch.float32)
-        second = second.to(wide)
-        A = self.strength * (first.to(wide) - second) - self.delta.to(wide)[:, None, None] * second
-        return _product(A, call.value).to(wide)
+        A = call.weights + (call.remade(s) - call.remade(call.logits))  # with the noise of the first
+        return _product(A, call.value)
 
 
 def _kernel(call: Call, query: Tensor) -> Tensor:
@@ -147,9 +148,9 @@ def _product(A: Tensor, value: Tensor) -> Tensor:
         "From τ = 1 it does nothing until it is trained.",
         "The rows of the difference sum to (1 − λ)/(1 − λ_init), so one outlier stays: partial centring, of strength λ "
         "at τ = 0.",
-        "Attention dropout is of the first map alone and as large as without: in training with it a kernel that is "
-        "fused is called once more, for the first map as it is. With rotary positions, factors per feature make scores "
-        "depend on absolute positions too.",
+        "Attention dropout is drawn once, and both maps have its noise, which so grows by no factor: in training with "
+        "it a fused kernel is called once more, for the first map without. With rotary positions, factors per feature "
+        "make scores depend on absolute positions too.",
         "Its second map is a softmax of what the kernel is given after all remedies: maps that are put in by another "
         "remedy, and sinks of the model, are refused, and caps where queries and keys are shown.",
         "Put remedies that change what comes out of the kernel before it in a list: center-attention, and learned-sink "
