@@ -1,5 +1,7 @@
 """Tables of embeddings: which are seen in a sum, what size they are given, and what stays."""
 
+import math
+
 import kinds
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 import fullrank
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient
-from fullrank.remedies.weights.embeddings import sums, tables
+from fullrank.remedies.weights.embeddings import brought_to_variance, sums, tables
 from fullrank.zoo import Transformer, TransformerConfig
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -289,6 +291,26 @@ def test_frozen_tables_keep_their_direction_where_others_are_drawn():
         cosines = [float((a * b).sum() / a.norm() / b.norm()) for a, b in zip(before, now, strict=True)]
     assert cosines[0] == pytest.approx(1, abs=1e-12)
     assert abs(cosines[1]) < 0.5
+
+
+def test_a_frozen_table_of_zeros_stays_and_a_stream_that_is_not_finite_makes_no_nan_of_tables():
+    model, batch, _ = beside()
+    model.more = nn.Embedding(60, 16, dtype=torch.float64).requires_grad_(False)
+    model.more.weight.zero_()
+    words, model.words.forward = model.words, lambda ids: words_of(words, model.more, ids)
+    with fullrank.repair(model, "deepscale-init", how="draw", residual=False, batch=batch):
+        assert not model.more.weight.any()
+        assert model.words.weight.isfinite().all()
+        assert rms(model.words.weight.detach()) < 0.5
+    with torch.no_grad():
+        model.constant[0] = math.inf
+    group = sums(tables(Patient(model, lambda: model(**batch))))[0]
+    with brought_to_variance(Patient(model, lambda: model(**batch)), group, 1.0, "draw", 0):
+        assert all(model.get_parameter(one.parameter).isfinite().all() for one in group)
+
+
+def words_of(words, more, ids):
+    return nn.functional.embedding(ids, words.weight) + more(ids)
 
 
 def test_the_row_of_padding_stays_at_zero():

@@ -132,7 +132,7 @@ def _root(m0: float, m1: float, m2: float, variance: float) -> float | None:
     """The f > 0 with a·f² + c·f + m₀ = variance, a parabola through the mean squares at 0, 1 and 2."""
     a, near = (m2 - 2 * m1 + m0) / 2, 1e-3 * m1
     c = m1 - m0 - a
-    if not math.isfinite(m0) or abs(m2 - m1) < near or a < near or m0 >= variance:
+    if not math.isfinite(m0 + m1 + m2) or abs(m2 - m1) < near or a < near or m0 >= variance:
         return None
     return (math.sqrt(c * c + 4 * a * (variance - m0)) - c) / (2 * a)
 
@@ -146,6 +146,8 @@ def _sized(W: Tensor, std: float, table: Table, how: str, generator: torch.Gener
         if table.padding is not None:
             drawn[table.padding] = 0
         return drawn
+    if table.frozen and not W.any():
+        return W  # it adds nothing and never will
     return W * ratio_to(rest, std, table.parameter)
 
 
