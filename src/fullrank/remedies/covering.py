@@ -11,7 +11,7 @@ from fullrank.edit import Branch
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient
 
-__all__ = ["branches_of", "check_branches", "notes_on_branches", "notes_on_rest"]
+__all__ = ["branches_of", "check_branches", "identities", "notes_on_branches", "notes_on_rest"]
 
 _BLOCK = frozenset(("q", "k", "v", "o", "up", "gate", "down"))
 _NAMED = 4  # in a sentence
@@ -71,7 +71,7 @@ def notes_on_rest(patient: Patient, roles: Sequence[str], found: Sequence[Weight
     Returns:
         None, one or two.
     """
-    held = {name: id(tensor) for name, tensor in bare(patient.model).named_parameters(remove_duplicate=False)}
+    held = identities(patient)
     changed = {key for one in found for key in (one.parameter, held.get(one.parameter))}
     beside = [name for one in found for name in one.beside if not {name, held.get(name)} & changed]
     notes = []
@@ -83,6 +83,19 @@ def notes_on_rest(patient: Patient, roles: Sequence[str], found: Sequence[Weight
     if rest:
         notes.append(f"Matrices of the blocks that have none of these roles stay as they are: {_listed(rest)}.")
     return tuple(notes)
+
+
+def identities(patient: Patient) -> dict[str, int]:
+    """Which object each name of a parameter stands for, so that those of several names are told.
+
+    Returns:
+        By name, with and without what `torch.compile` and data parallelism put before it.
+    """
+    return {
+        name.replace("_orig_mod.", ""): id(tensor)
+        for model in (bare(patient.model), patient.model)
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+    }
 
 
 def _unknown(patient: Patient) -> list[Branch]:
@@ -104,7 +117,7 @@ def _unknown(patient: Patient) -> list[Branch]:
 
 def _inside(patient: Patient, branch: Branch, block: str) -> str:
     """How names of a branch's weights begin: with its module, or with the one around it where that is mere dropout."""
-    module = module_at(bare(patient.model), branch.path)
+    module = module_at(patient.model, branch.path)
     around = branch.path.rpartition(".")[0]
     bare_of_weights = module is not None and next(module.parameters(), None) is None
     return f"{around if bare_of_weights and around.startswith(f'{block}.') else branch.path}."
@@ -120,7 +133,8 @@ def _without_role(patient: Patient, held: dict[str, int]) -> Iterator[str]:
     known = {one.parameter for stack in stacks for layer in stack.weights for one in layer}
     known |= {other for stack in stacks for layer in stack.weights for one in layer for other in one.beside}
     tensors = {held[name] for name in known if name in held}
-    for name, parameter in bare(patient.model).named_parameters():
+    for name, parameter in patient.model.named_parameters():
+        name = name.replace("_orig_mod.", "")
         if parameter.ndim < 2 or not name.startswith(inside) or id(parameter) in tensors:
             continue
         path, _, made = name.partition(".parametrizations.")

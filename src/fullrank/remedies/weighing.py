@@ -15,7 +15,7 @@ from fullrank.capture.weights import Runs, Weight, form_of, indices
 from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, replace_weight, together
 from fullrank.errors import RemedyError
-from fullrank.remedies.covering import check_branches, notes_on_rest
+from fullrank.remedies.covering import check_branches, identities, notes_on_rest
 from fullrank.remedies.patient import Patient
 
 __all__ = [
@@ -105,10 +105,15 @@ def check_parameter(patient: Patient, name: str) -> None:
         RemedyError: where it is made by a parametrisation, is offloaded, or is stored in a form of its own.
     """
     path, _, last = name.rpartition(".")
-    module = module_at(bare(patient.model), path)
+    module = module_at(patient.model, path) or module_at(bare(patient.model), path)
     held = None if module is None else module._parameters.get(last, module._buffers.get(last))
     if module is None or (held is None and not hasattr(type(module), last) and last not in vars(module)):
         raise RemedyError(f"this {type(bare(patient.model)).__name__} has no parameter {name!r} any more.")
+    if any(isinstance(one, Tensor) and last.startswith(f"{other}_") for other, one in vars(module).items()):
+        raise RemedyError(
+            f"{name} is one of those that a weight is made of whenever it is used, and that does not follow its size; "
+            "apply what changes weights before what makes them."
+        )
     if held is None:
         raise RemedyError(
             f"{name} is made by a parametrisation{_kinds(module, last)} and has no values of its own; apply what "
@@ -170,11 +175,11 @@ def _changes(
 ) -> Iterator[Edit]:
     for _, layer, weight in found:
         check_weight(patient, layer, weight)
-    tensors: dict[str, Tensor | str] = dict(bare(patient.model).named_parameters(remove_duplicate=False))
+    held = identities(patient)
     done: set[tuple[object, ...]] = set()
     of_parameter: dict[str, list[tuple[Weight, New]]] = {}
     for stack, layer, weight in found:
-        part = (id(tensors.get(weight.parameter, weight.parameter)), weight.rows, weight.columns, weight.expert)
+        part = (held.get(weight.parameter, weight.parameter), weight.rows, weight.columns, weight.expert)
         if part not in done:  # a weight that several blocks share, under whatever name, is changed once
             done.add(part)
             of_parameter.setdefault(weight.parameter, []).append((weight, new(stack, layer, weight)))

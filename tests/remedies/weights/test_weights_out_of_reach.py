@@ -186,6 +186,35 @@ def test_weights_that_a_parametrisation_makes_are_refused_with_the_order_to_take
 _PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by peft
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("remedy", ["scaled-init", "small-init", "value-output-sign", "sigma-reparam"])
+def test_what_a_normalised_weight_is_made_of_is_refused_since_its_size_has_no_effect(remedy):
+    model = llama()
+    torch.nn.utils.weight_norm(model.layers[0].self_attn.o_proj)
+    before = everything(model)
+    with pytest.raises(
+        RemedyError, match=r"layers\.0\.self_attn\.o_proj\.weight_v is one of those that a weight is made of"
+    ):
+        fullrank.repair(model, remedy, batch=BATCH)
+    assert [what for what in changes(before, everything(model)) if what != "versions"] == []
+
+
+@pytest.mark.parametrize(
+    "remedy",
+    ["scaled-init", "small-init", "t-fixup", "bn-orthogonalise", "value-output-sign", "qk-scale-init"],
+)
+def test_what_wraps_a_model_changes_nothing_of_what_weights_become(remedy):
+    alone, inside = llama(), llama()
+    wrapped = nn.DataParallel(inside)
+    with (
+        fullrank.repair(alone, remedy, batch=BATCH) as expected,
+        fullrank.repair(wrapped, remedy, batch=BATCH) as found,
+    ):
+        assert expected.notes == found.notes == ()
+        with torch.no_grad():
+            torch.testing.assert_close(wrapped(**BATCH)[0], alone(**BATCH)[0], rtol=1e-5, atol=1e-6)
+
+
 def adapted():
     peft = pytest.importorskip("peft")
     with torch.random.fork_rng(devices=[]):

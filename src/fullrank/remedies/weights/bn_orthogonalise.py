@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from fullrank.capture import undisturbed
 from fullrank.capture.reference import reference_path
 from fullrank.capture.weights import Weight
-from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, together
 from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
-from fullrank.remedies.covering import notes_on_branches, notes_on_rest
+from fullrank.remedies.covering import identities, notes_on_branches, notes_on_rest
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
@@ -100,7 +99,7 @@ def flattening(W: Tensor, H: Tensor, power: float, floor: float) -> Tensor:
 def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-3, roles: str = "first") -> Edit:
     """Flatten the spectrum of what W_V, W_up and W_gate make of the batch, in one forward."""
     of_module: dict[str, list[Weight]] = {}
-    held = {name: id(one) for name, one in bare(patient.model).named_parameters(remove_duplicate=False)}
+    held = identities(patient)
     seen: set[tuple[object, ...]] = set()
     for stack, layer, weight in patient.weights(*_ROLES[roles]):
         where = f"{weight.part!r} of {stack} layer {layer}"
@@ -109,7 +108,7 @@ def bn_orthogonalise(patient: Patient, *, power: float = 0.5, floor: float = 1e-
             raise RemedyError(f"{where} is of an expert, which reads a part of the tokens; use roles=attention.")
         if weight.call.startswith("cross"):
             continue
-        part = (held.get(weight.parameter), weight.rows, weight.columns)
+        part = (held.get(weight.parameter, weight.parameter), weight.rows, weight.columns)
         if part not in seen:  # a weight that several modules share is set once
             seen.add(part)
             of_module.setdefault(weight.parameter.rpartition(".")[0], []).append(weight)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.weights import Runs, Weight, indices
-from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit, reparametrize
+from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
 from fullrank.remedies.covering import notes_on_rest
 from fullrank.remedies.parameter import Parameter
@@ -169,12 +169,13 @@ def sigma_reparam(patient: Patient, *, roles: str = "all", per: str = "parameter
             parts.append(weight)
     rest = notes_on_rest(patient, _ROLES[roles], [weight for parts in of_parameter.values() for weight in parts])
     generator = torch.Generator().manual_seed(0)
-    held = dict(bare(patient.model).named_parameters(remove_duplicate=False))
 
     def edits() -> Iterator[Edit]:
         for name, weights in of_parameter.items():
+            path, _, last = name.rpartition(".")
+            V = getattr(module_at(patient.model, path), last)
             try:
-                yield reparametrize(patient.model, name, _function(held[name], weights, per, generator))
+                yield reparametrize(patient.model, name, _function(V, weights, per, generator))
             except RemedyError as reason:
                 raise RemedyError(f"{name} cannot be reparametrised: {reason}") from None
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fullrank.capture.weights import Weight, matrix, per_head
-from fullrank.capture.wrappers import bare
 from fullrank.edit import Edit
 from fullrank.errors import RemedyError
-from fullrank.remedies.covering import notes_on_branches
+from fullrank.remedies.covering import identities, notes_on_branches
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
@@ -155,7 +154,7 @@ def value_output_sign(
 
 
 def _check_shared(patient: Patient, values: Mapping[tuple[str, int, str], Weight]) -> None:
-    held = {name: id(one) for name, one in bare(patient.model).named_parameters(remove_duplicate=False)}
+    held = identities(patient)
 
     def numbers(weight: Weight) -> tuple[object, ...]:
         return held.get(weight.parameter, weight.parameter), weight.rows, weight.columns
