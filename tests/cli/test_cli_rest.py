@@ -50,6 +50,7 @@ def test_version(fullrank):
     assert fullrank("--version").stdout == f"fullrank {version('fullrank')}\n"
 
 
+@pytest.mark.slow
 def test_the_demo_writes_its_page_and_ends_with_the_path(fullrank, here):
     result = fullrank("demo", "--no-spectrum")
     assert result.exit_code == 0, result.stderr
@@ -100,6 +101,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_what_transformers_says_during_the_examined_forward_is_not_shown(here):
     (here / "chatty.py").write_text(CHATTY)
     # a process of its own, as the command line has: transformers is imported only while the model is loaded

@@ -245,6 +245,7 @@ def test_checkpointing_of_transformers(name):
 # ---------------------------------------------------------------- compilers
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("layers", [2])
 def test_two_layers_share_in_one_graph(layers):

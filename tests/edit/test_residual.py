@@ -569,6 +569,7 @@ def compiled_of(model):
     return torch.compile(lambda *args, **more: model(*args, **more), backend="aot_eager", fullgraph=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("block", [InPlaceBlock, None])
 def test_compiled_before_and_after(block, fresh_compiler):

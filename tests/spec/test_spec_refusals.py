@@ -37,6 +37,7 @@ def test_values_that_the_constructor_refuses_are_told():
     refused("part of another model", "arch:siglip_text_model")
 
 
+@pytest.mark.slow
 def test_a_model_beyond_this_machines_memory_is_refused_before_it_is_built():
     refused(r"parameters, \d+ GiB", "arch:llama?num_hidden_layers=4000")
 

@@ -16,6 +16,7 @@ import fullrank
 from alike import differences, numbers
 from untouched import changes, everything, same
 
+pytestmark = pytest.mark.slow  # two processes that import everything anew
 SECONDS = 120  # after which processes that wait for each other are given up
 
 

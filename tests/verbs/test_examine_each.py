@@ -39,6 +39,7 @@ def test_each_variant_has_the_report_it_has_alone(run):
     assert list(together.table.variant.unique()) == ["checkpoint-500", "checkpoint-1000"]
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_does_not_lose_the_others(run):
     specs = [str(run / f"checkpoint-{step}") for step in (500, 1500, 1000)]
     found = fullrank.examine_each([*specs, str(run / "checkpoint-2000")], spectrum=False)
@@ -61,6 +62,7 @@ def test_a_fault_inside_one_model_is_kept_with_its_name(run):
     assert found.failed == (("variant 1", "RuntimeError: out of memory, say"),)
 
 
+@pytest.mark.slow
 def test_one_model_at_a_time_is_in_memory():
     alive, most = [], []
 
@@ -94,6 +96,7 @@ def test_tokenizers_that_differ_are_said(run, tmp_path):
     assert "read by b" in note
 
 
+@pytest.mark.slow
 def test_tokenizers_that_differ_are_said_of_several_contexts_too(run, tmp_path):
     specs = [str(run / "checkpoint-500"), str(run / "checkpoint-1000")]
     other = tiny.save_tokenizer(tiny.save_bert(tmp_path / "other"), words=("the", "sea"))

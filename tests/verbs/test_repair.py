@@ -461,7 +461,14 @@ def one_process(tmp_path):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.parallel.DistributedDataParallel, torch.compile])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+        pytest.param(torch.compile, marks=pytest.mark.slow),
+    ],
+)
 def test_inside_wrappers_what_adds_no_parameters_is_applied(case, wrap, one_process):
     gc.collect()  # models of other tests that use the table of attention functions
     before = answer(case)

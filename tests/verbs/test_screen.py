@@ -111,6 +111,7 @@ def forwards():
     return -model.left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [TrialError, RuntimeError, torch.OutOfMemoryError, MemoryError])
 def test_what_fails_in_the_training_of_a_candidate_is_noted_and_undone_and_the_others_go_on(forwards, stir, error):
     model = Stumbling(zoo(depth=1), forwards, error)  # in its last forward, that of judging the candidate
@@ -127,6 +128,7 @@ def test_what_fails_in_the_training_of_a_candidate_is_noted_and_undone_and_the_o
     assert [what for what in touched(before, model) if what != "attributes"] == []
 
 
+@pytest.mark.slow
 def test_the_model_comes_back_bit_for_bit_wherever_a_forward_raises(forwards, stir):
     """As it is nothing can be said without it; of a candidate it is noted where it was."""
     assert forwards > 12
@@ -300,6 +302,7 @@ def test_with_steps_it_is_ranked_by_loss_and_by_nothing_else():
     assert "next" in made.about["task"]
 
 
+@pytest.mark.slow
 def test_recommendations_stand_in_the_same_ranking_and_all_of_them_where_none_is_named():
     made = fullrank.screen(zoo(), BATCH, remedies=["residual-scale"], recommendations=None, **FAST)
     plain = {row.variant: row for row in made.rows if row.kind == "recommendation"}
@@ -334,6 +337,7 @@ def test_labels_bring_the_models_own_loss():
     assert made.as_it_is.loss == pytest.approx(math.log(24), abs=0.4)
 
 
+@pytest.mark.slow
 def test_a_penalty_is_trained_on_once_and_not_counted():
     plain = fullrank.screen(zoo(), BATCH, remedies=["rank-regulariser?weight=0.0"], **FAST)
     assert plain["rank-regulariser?weight=0.0"].change.mean == pytest.approx(0, abs=1e-6)

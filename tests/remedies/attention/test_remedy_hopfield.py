@@ -117,6 +117,7 @@ def test_checkpointing_with_reentrance_is_refused():
         kind.model(**kind.batch)[0].sum().backward()
 
 
+@pytest.mark.slow
 def test_one_graph():
     case = build("zoo_decoder")
     check_compiled(case, lambda: fullrank.repair(case.model, "hopfield", batch=case.batch))

@@ -189,6 +189,7 @@ def test_deep_models_keep_tokens_apart():
     assert residual(repaired_states(model, X, "batch-norm")[-1]) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_it_is_one_graph_for_a_compiler(name):
     kind = kinds.build(name)
