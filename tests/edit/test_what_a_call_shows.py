@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kinds import build, seen
+from kinds import build, seen, uniform
 from plain import sharp
 from torch import nn
 from torch.testing import assert_close
@@ -199,3 +199,24 @@ def test_a_dispatch_table_is_not_written_while_another_thread_writes_it(monkeypa
     assert meanwhile(lambda: leases.append(lease_for(Dispatching()))) == (False, True)
     assert meanwhile(leases[0].release) == (True, False)
     assert table == {"own": torch.nn.functional.scaled_dot_product_attention}
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_eager"])
+def test_after_is_told_of_a_map_that_was_put_in_and_of_no_other(name):
+    kind = build(name)
+    anatomy, seen_by = kind.anatomy(), []
+    look = lambda call, output: [seen_by.append(call.replaced), output][1]  # noqa: E731
+    even = lambda call: call.change(weights=uniform(call).expand(3, 4, 9, 9))  # noqa: E731
+    sharper = lambda call: call.change(value=2 * call.value, **_sharper(call))  # noqa: E731
+    with torch.no_grad(), rewrite_attention(kind.model, anatomy, after=look, layer=2):
+        kind()
+        with rewrite_attention(kind.model, anatomy, before=sharper, layer=2):
+            kind()
+        with rewrite_attention(kind.model, anatomy, before=even, layer=2):
+            kind()
+        kind()
+    assert seen_by == [False, False, True, False]
+
+
+def _sharper(call):
+    return {"query": 2 * call.query} if call.query is not None else {"logits": 2 * call.logits}
