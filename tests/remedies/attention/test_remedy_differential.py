@@ -128,6 +128,20 @@ def test_beside_what_acts_behind_the_kernel_it_is_the_same_whatever_the_kernel(o
     torch.testing.assert_close(*found, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("other", ["center-attention", "attn-scale?start=0.5", "learned-sink?start=0"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_at_first_it_changes_nothing_of_what_another_remedy_makes(attention, other, order):
+    if attention == "sdpa" and "sink" in other:
+        return  # refused there
+    model = _made(hf.LlamaModel, hf.LlamaConfig, **TEXT, attn_implementation=attention)
+    with torch.no_grad():
+        with fullrank.repair(model, other, batch={"input_ids": IDS}):
+            expected = model(IDS, use_cache=False)[0]
+        with fullrank.repair(model, ["differential", other][::order], batch={"input_ids": IDS}):
+            torch.testing.assert_close(model(IDS, use_cache=False)[0], expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("remedy", ["differential", "differential?strength=0.9&second=features"])

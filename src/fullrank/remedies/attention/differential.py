@@ -56,11 +56,13 @@ class Differential(nn.Module):
             )
         # beneath all modes: no other edit, and nothing that measures, is to take it for a call of the model
         with torch._C.DisableTorchFunction():
-            first = output.to(torch.promote_types(output.dtype, torch.float32))
+            assert call.output is not None
+            wide, width = torch.promote_types(output.dtype, torch.float32), output.shape[-1]
             second = self._explicit(call) if call.query is None else self._fused(call, call.query)
-            second = second[..., : first.shape[-1]].to(first.dtype)  # what is beyond is another edit's padding
-            more = self.strength * (first - second) - self.delta.to(first.dtype)[:, None, None] * second
-            mixed = first + more / (1 - self.strength)
+            # what is beyond the width is another edit's padding
+            first, second = call.output[..., :width].to(wide), second[..., :width].to(wide)
+            more = self.strength * (first - second) - self.delta.to(wide)[:, None, None] * second
+            mixed = output.to(wide) + more / (1 - self.strength)
             if self.gain is None:
                 return mixed
             difference = (mixed * (1 - self.strength)).to(self.gain.dtype)
@@ -154,7 +156,8 @@ def _product(A: Tensor, value: Tensor) -> Tensor:
         "Its second map is a softmax of what the kernel is given after all remedies: maps that are put in by another "
         "remedy, and sinks of the model, are refused, and caps where queries and keys are shown.",
         "Put remedies that change what comes out of the kernel before it in a list: center-attention, and learned-sink "
-        "in models that softmax by themselves. After it they act on the first map alone.",
+        "in models that softmax by themselves. After it they act on A alone, and what the difference differs by from A, "
+        "(λ_init (A − A′) − δ A′)V/(1 − λ_init), is added to what they make.",
         "Models that softmax by themselves show no queries: only second=temperature fits them, and their biases are "
         "scaled with the scores.",
     ),
