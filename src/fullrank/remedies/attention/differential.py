@@ -156,7 +156,7 @@ def _product(A: Tensor, value: Tensor) -> Tensor:
         "Its second map is a softmax of what the kernel is given after all remedies: maps that are put in by another "
         "remedy, and sinks of the model, are refused, and caps where queries and keys are shown.",
         "Put remedies that change what comes out of the kernel before it in a list: center-attention, and learned-sink "
-        "in models that softmax by themselves. After it they act on A alone, and what the difference differs by from A, "
+        "in models that softmax by themselves. After it they act on A alone, and what the difference is more than A, "
         "(λ_init (A − A′) − δ A′)V/(1 − λ_init), is added to what they make.",
         "Models that softmax by themselves show no queries: only second=temperature fits them, and their biases are "
         "scaled with the scores.",
