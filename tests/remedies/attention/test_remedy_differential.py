@@ -7,6 +7,7 @@ from attending import MASKS, dense_softmax, real_rows, repaired_and_seen, tolera
 from attention_only import AttentionOnly
 
 import fullrank
+from fullrank.capture import survey
 from fullrank.errors import EditError, RemedyError
 from fullrank.remedies.attention.differential import lambda_at_first
 from golden import assert_golden
@@ -172,3 +173,11 @@ def test_noise_of_attention_dropout_is_no_larger_than_without_it(attention):
     with fullrank.repair(model, "differential?strength=0.8", batch={"input_ids": IDS}):
         for seed, expected in enumerate(before):
             torch.testing.assert_close(drawn(seed), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("remedy", ["differential", "differential?norm=head"])
+def test_the_weight_that_reads_its_output_is_found_all_the_same(remedy):
+    model = _made(hf.LlamaModel, hf.LlamaConfig, **TEXT)
+    with fullrank.repair(model, remedy, batch={"input_ids": IDS}), torch.no_grad():
+        (stack,) = survey(model, lambda: model(IDS, use_cache=False)).stacks
+    assert [weight.reason for weight in stack.weights[0] if weight.role == "o"] == [""]

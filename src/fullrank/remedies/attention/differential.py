@@ -54,19 +54,19 @@ class Differential(nn.Module):
                 f"differential makes its second map by softmax, and the first of {call.place.path} is bent, put in "
                 "or with a sink."
             )
+        assert call.output is not None
+        wide, width = torch.promote_types(output.dtype, torch.float32), output.shape[-1]
         # beneath all modes: no other edit, and nothing that measures, is to take it for a call of the model
         with torch._C.DisableTorchFunction():
-            assert call.output is not None
-            wide, width = torch.promote_types(output.dtype, torch.float32), output.shape[-1]
             second = self._explicit(call) if call.query is None else self._fused(call, call.query)
             # what is beyond the width is another edit's padding
             first, second = call.output[..., :width].to(wide), second[..., :width].to(wide)
             more = self.strength * (first - second) - self.delta.to(wide)[:, None, None] * second
-            mixed = output.to(wide) + more / (1 - self.strength)
-            if self.gain is None:
-                return mixed
-            difference = (mixed * (1 - self.strength)).to(self.gain.dtype)
-            return functional.rms_norm(difference, self.gain.shape, self.gain, 1e-5) * (1 - self.strength)
+        mixed = output + (more / (1 - self.strength)).to(output.dtype)  # the output is followed from the kernel on
+        if self.gain is None:
+            return mixed
+        difference = (mixed * (1 - self.strength)).to(self.gain.dtype)
+        return functional.rms_norm(difference, self.gain.shape, self.gain, 1e-5) * (1 - self.strength)
 
     def _fused(self, call: Call, query: Tensor) -> Tensor:
         tau = self.tau if self.tau.ndim == 2 else self.tau[:, None]
