@@ -10,7 +10,7 @@ from remedy_patients import build
 import fullrank
 from fullrank.errors import RemedyError
 from fullrank.remedies import Patient
-from fullrank.remedies.attention.qk_clip import largest_scores
+from fullrank.remedies.weights.qk_clip import largest_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 
