@@ -27,7 +27,13 @@ def names():
     return {"model": model, "batch": batch, "other": other}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+LONG = ("repairing.md", "real-batches.md", "networks-over-samples.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.name in LONG else []) for one in PAGES],
+)
 def test_every_python_example_runs(page, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

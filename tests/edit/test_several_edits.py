@@ -103,6 +103,7 @@ EDITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUSED + MADE)
 def test_several_edits_in_every_order_are_what_they_are_by_hand(name):
     kind, anatomy = build(name), seen(name)

@@ -116,7 +116,10 @@ def test_repeated_blocks_give_the_same_gradients(remedy):
             )
 
 
-@pytest.mark.parametrize("remedy", CATALOGUE)
+@pytest.mark.parametrize(
+    "remedy",
+    [pytest.param(one, marks=[] if CATALOGUE[one].acts_on == "attention" else [pytest.mark.slow]) for one in CATALOGUE],
+)
 def test_autocast_trains_what_was_added_and_the_result_is_saved(remedy, tmp_path):
     with repaired(remedy, dtype=torch.float32, size=0.1) as (case, added):
         model = case.model

@@ -120,6 +120,7 @@ def folders():
     return set(Path(tempfile.gettempdir()).glob("fullrank-offload-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_checkpoint_over_the_budget_has_the_same_rows_and_leaves_no_folder(pickled, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

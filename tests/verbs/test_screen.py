@@ -156,6 +156,7 @@ def test_an_interrupt_in_the_training_of_a_candidate_passes_and_the_model_is_as_
     assert [what for what in touched(before, model) if what != "attributes"] == []
 
 
+@pytest.mark.slow
 def test_a_candidate_under_which_the_stack_is_not_seen_could_not_be_read_and_the_reason_is_its_reports(deep):
     _, _, made = deep
     before = made.profiles["as it is"]

@@ -125,7 +125,7 @@ READ_BACK = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", READ_BACK, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
 def test_the_architecture_of_a_model_is_what_its_configuration_says(kind, options):
     config = TransformerConfig(kind=kind, **SMALL | options)

@@ -73,6 +73,7 @@ def test_states_of_earlier_tokens_that_a_cache_keeps_back_are_missed():
             case.model(input_ids=ids[:, -1:], past_key_values=cache)
 
 
+@pytest.mark.slow
 def test_it_is_one_graph_for_a_compiler():
     case = MASKS["padded"]()
     torch._dynamo.reset()

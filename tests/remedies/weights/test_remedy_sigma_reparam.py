@@ -25,7 +25,7 @@ def functions(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("per", ["parameter", "role"])
+@pytest.mark.parametrize("per", ["parameter", pytest.param("role", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_gamma_is_the_spectral_norm_and_the_size_of_the_parameter_changes_nothing(name, per):
     kind = kinds.build(name)

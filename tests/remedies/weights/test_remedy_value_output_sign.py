@@ -175,6 +175,7 @@ def residual_after(depth, seed, **options):
     return float((seen[0] - seen[0].mean(0)).norm() / seen[0].norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_tokens_stay_apart_where_it_is_negative_and_become_alike_where_it_is_positive_or_random(seed):
     negative = residual_after(40, seed, sign="negative")
