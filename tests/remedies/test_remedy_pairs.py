@@ -19,7 +19,7 @@ NAMES = [one for one in CATALOGUE if CATALOGUE[one].structural and (one, "gpt2")
 NAMES = [one for one in NAMES if CATALOGUE[one].acts_on != "state space"]
 
 _OWN_KERNEL = "computed in the kernel's place by another edit already"
-_SOFTMAX = "differential needs the map of a softmax"
+_SOFTMAX = "(differential|entropy-regulariser) needs the map of a softmax"
 _OWN_SUM = "adds to its stream is not returned by modules|its branches were not found"
 _WIDER = "cannot be used in"
 
@@ -30,6 +30,7 @@ REFUSALS: dict[str, str] = {
     "softcap": f"{_SOFTMAX}|{_OWN_KERNEL}",
     "learned-sink": f"{_SOFTMAX}|{_OWN_KERNEL}",
     "differential": _SOFTMAX,
+    "entropy-regulariser": _SOFTMAX,
     "contranorm": _OWN_SUM,
     "hopfield": _WIDER,  # values are widened with what is carried
     "residual-scores": _WIDER,
