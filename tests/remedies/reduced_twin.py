@@ -62,6 +62,11 @@ def _attend(q, k, v, tokens, omega, compensate):
     return A, [sum(weighed[:, i, j, None] * v[j] for j in range(n)) for i in range(n)]
 
 
+def share(keep, layer):
+    """Of a number, or of numbers by layer."""
+    return keep[layer] if isinstance(keep, dict) else keep
+
+
 def frequency(steps, *, side, keep, sized, rows=None):
     """`steps`: w by layer; `side`: places of a row, in as many rows if not said.
 
@@ -74,7 +79,7 @@ def frequency(steps, *, side, keep, sized, rows=None):
         w, n = steps[layer], sum(t.kind != "protected" for t in tokens)
         score = maps.mean((0, 1)) - 1 / len(tokens)
         patches = [j for j, t in enumerate(tokens) if t.kind == "patch"]
-        kept = sorted(sorted(patches, key=lambda j: -score[j])[: math.floor(keep * n)])
+        kept = sorted(sorted(patches, key=lambda j: -score[j])[: math.floor(share(keep, layer) * n)])
         fresh = [t for t in tokens if t.kind == "protected"] + [tokens[j] for j in kept]
         everything = [t.x for t in tokens if t.kind != "protected"]
         count = len(fresh) - len(kept)  # protected
@@ -131,7 +136,7 @@ def prune(layers, protected, keep, fusion):
             return tokens
         a = maps[:, 0].mean(0)
         others = range(protected, len(tokens))
-        kept = sorted(sorted(others, key=lambda j: -a[j])[: math.ceil(keep * len(others))])
+        kept = sorted(sorted(others, key=lambda j: -a[j])[: math.ceil(share(keep, layer) * len(others))])
         dropped = [j for j in others if j not in kept]
         fresh = tokens[:protected] + [tokens[j] for j in kept]
         if fusion != "none":

@@ -21,7 +21,7 @@ class Parameter:
         says: what it is, in a few words.
         default: what is taken where nothing is given.
         kind: a `number`, an `integer`, a `switch` (True or False), a `choice` of words, `layers` (numbers of block
-            calls, from 1), or `sizes` (whole numbers from 1).
+            calls, from 1), `sizes` (whole numbers from 1), or `numbers`, one or several.
         low: the least number that is accepted.
         high: the largest.
         above: a number that it must exceed, where `low` itself would be accepted too much.
@@ -32,7 +32,7 @@ class Parameter:
     name: str
     says: str
     default: Any
-    kind: Literal["number", "integer", "switch", "choice", "layers", "sizes"] = "number"
+    kind: Literal["number", "integer", "switch", "choice", "layers", "sizes", "numbers"] = "number"
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
@@ -54,7 +54,8 @@ class Parameter:
             parts = [f"at least {self.low:g}"] if self.low > self.above else []
             parts += [f"above {self.above:g}"] if self.above >= self.low and self.above > -math.inf else []
             parts += [f"at most {self.high:g}"] if self.high < math.inf else []
-            words = ("a whole number " if self.kind == "integer" else "a number ") + " and ".join(parts)
+            what = {"integer": "a whole number ", "numbers": "numbers "}.get(self.kind, "a number ")
+            words = what + " and ".join(parts)
         return words.strip() + (" or none" if self.optional else "")
 
     def checked(self, remedy: str, value: Any) -> Any:
@@ -81,7 +82,6 @@ class Parameter:
         return found
 
     def _read(self, value: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if self.kind == "switch":
             return value if isinstance(value, bool) else None
         if self.kind == "choice":
@@ -90,8 +90,15 @@ class Parameter:
             given = [value] if isinstance(value, int) else value
             whole = isinstance(given, list | tuple) and all(type(one) is int and one > 0 for one in given)
             return tuple(given) if whole and given else None
-        if not number or not (self.low <= value <= self.high and value > self.above):
+        if self.kind == "numbers":
+            given = value if isinstance(value, list | tuple) else [value]
+            return tuple(map(float, given)) if given and all(map(self._inside, given)) else None
+        if not self._inside(value):
             return None
         if self.kind == "integer":
             return int(value) if value == int(value) else None
         return float(value)
+
+    def _inside(self, value: Any) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and self.low <= value <= self.high and value > self.above

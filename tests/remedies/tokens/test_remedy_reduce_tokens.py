@@ -55,6 +55,17 @@ def vision(class_token=True, **options):
             lambda p: twin.frequency({1: 2, 3: 2}, side=4, keep=0.2, sized=True),
             True,
         ),
+        (
+            {"keep": (0.9, 0.4), "windows": 1},
+            lambda p: twin.frequency({1: 1, 2: 1, 3: 1}, side=4, keep={1: 0.9, 2: 0.4, 3: 0.4}, sized=True),
+            True,
+        ),
+        ({"method": "merge", "r": (4, 1)}, lambda p: twin.merge({1: 4, 2: 1, 3: 1}, p), True),
+        (
+            {"method": "prune", "keep": (0.8, 0.5, 0.6)},
+            lambda p: twin.prune((1, 2, 3), p, {1: 0.8, 2: 0.5, 3: 0.6}, "raw"),
+            False,
+        ),
         ({"method": "merge", "r": 3}, lambda p: twin.merge({1: 3, 2: 3, 3: 3}, p), True),
         (
             {"method": "merge", "r": 50, "layers": (2, 3), "compensate": False},
@@ -349,6 +360,12 @@ def test_settings_that_do_not_fit_are_refused_in_a_sentence():
         ({"windows": 5}, "needs a grid at least as wide"),
         ({"windows": 4}, "no fewer than its 17 tokens"),
         ({"keep": 1.0}, "no fewer"),
+        (
+            {"keep": (0.7, 0.0)},
+            r"keep=\(0.7, 0.0\) of reduce-tokens is not accepted; it is numbers above 0 and at most 1",
+        ),
+        ({"keep": (0.9, 0.8, 0.7, 0.6)}, "keep= has 4 numbers, and tokens go in 3 blocks"),
+        ({"method": "merge", "r": (1, 2, 3, 4)}, "r= has 4 numbers, and tokens go in 3 blocks"),
         ({"protected": 17}, "none is left"),
         ({"method": "prune", "fusion": "none", "restore": True}, "leaves nothing"),
         ({"method": "merg"}, "not known .did you mean"),

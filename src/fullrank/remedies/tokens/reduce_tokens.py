@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 from fullrank.edit import Edit, rewrite_residual, together
 from fullrank.errors import EditError, RemedyError
@@ -19,6 +20,7 @@ from fullrank.remedies.tokens.vision import Vision, vision_of
 __all__ = ["reduce_tokens"]
 
 _NAME = "reduce-tokens"
+_Value = TypeVar("_Value")
 
 
 def _short(number: float) -> str:
@@ -55,7 +57,15 @@ def _short(number: float) -> str:
             kind="layers",
             optional=True,
         ),
-        Parameter("keep", "share of patches that stays at each, of frequency and prune", 0.7, above=0.0, high=1.0),
+        Parameter(
+            "keep",
+            "share of patches that stays, of frequency and prune, at the first block that reduces, at the second …; "
+            "the last for all that follow",
+            (0.7,),
+            kind="numbers",
+            above=0.0,
+            high=1.0,
+        ),
         Parameter(
             "windows",
             "w of frequency, at the first block that reduces, at the second …; the last for all that follow",
@@ -64,11 +74,10 @@ def _short(number: float) -> str:
         ),
         Parameter(
             "r",
-            "tokens that merge merges in each block; none: so many that it costs no more than frequency at the same "
-            "keep and windows",
+            "tokens that merge merges at the first block, at the second …; the last for all that follow; none: so many "
+            "in each that it costs no more than frequency at the same keep and windows",
             None,
-            kind="integer",
-            low=1,
+            kind="sizes",
             optional=True,
         ),
         Parameter(
@@ -136,9 +145,9 @@ def reduce_tokens(
     *,
     method: Method = "frequency",
     layers: tuple[int, ...] | None = None,
-    keep: float = 0.7,
+    keep: tuple[float, ...] = (0.7,),
     windows: tuple[int, ...] = (2, 1),
-    r: int | None = None,
+    r: tuple[int, ...] | None = None,
     update: str = "sized",
     reweigh: bool = True,
     fusion: str = "raw",
@@ -202,34 +211,50 @@ def _steps(
     vision: Vision,
     method: Method,
     layers: tuple[int, ...] | None,
-    keep: float,
+    keep: tuple[float, ...],
     windows: tuple[int, ...],
-    r: int | None,
+    r: tuple[int, ...] | None,
     fusion: str,
 ) -> dict[int, Reducing]:
     wrong = [layer for layer in layers or () if layer > vision.depth]
     if wrong:
         raise RemedyError(f"layers= names block {wrong[0]}, and there are {vision.depth}.")
     chosen = tuple(sorted(set(layers or quarters(vision.depth))))
-    wide = [windows[min(index, len(windows) - 1)] for index in range(len(chosen))]
+    if method != "merge" or r is None:
+        _check_number("keep", keep, chosen)
+    shares, wide = _by_block(keep, chosen), _by_block(windows, chosen)
     if method == "prune":
-        return {layer: Reducing("prune", keep, int(fusion != "none")) for layer in chosen}
-    if (method == "frequency" or r is None) and any(one < other for one, other in pairwise(wide)):
-        raise RemedyError(f"windows={wide} must not grow: pooled tokens are not taken apart again.")
-    frequency = {layer: Reducing("frequency", keep, w * w) for layer, w in zip(chosen, wide, strict=True)}
+        return {layer: Reducing("prune", share, int(fusion != "none")) for layer, share in shares.items()}
+    widths = list(wide.values())
+    if (method == "frequency" or r is None) and any(one < other for one, other in pairwise(widths)):
+        raise RemedyError(f"windows={widths} must not grow: pooled tokens are not taken apart again.")
+    frequency = {layer: Reducing("frequency", shares[layer], wide[layer] ** 2) for layer in chosen}
     if method == "frequency":
         return frequency
     merging = tuple(sorted(set(layers or range(1, vision.depth + 1))))
-    number = r or equal_cost(
-        vision.tokens,
-        frequency,
-        merging,
-        depth=vision.depth,
-        width=vision.width,
-        mlp_ratio=vision.mlp_ratio,
-        protected=vision.protected,
-    )
-    return {layer: Reducing("merge", merged=number) for layer in merging}
+    if r is None:
+        number = equal_cost(
+            vision.tokens,
+            frequency,
+            merging,
+            depth=vision.depth,
+            width=vision.width,
+            mlp_ratio=vision.mlp_ratio,
+            protected=vision.protected,
+        )
+        return {layer: Reducing("merge", merged=number) for layer in merging}
+    _check_number("r", r, merging)
+    return {layer: Reducing("merge", merged=one) for layer, one in _by_block(r, merging).items()}
+
+
+def _by_block(values: Sequence[_Value], layers: Sequence[int]) -> dict[int, _Value]:
+    """The first value at the first block, the second at the second …; the last at all that follow."""
+    return {layer: values[min(index, len(values) - 1)] for index, layer in enumerate(layers)}
+
+
+def _check_number(name: str, values: Sequence[object], layers: Sequence[int]) -> None:
+    if len(values) > len(layers):
+        raise RemedyError(f"{name}= has {len(values)} numbers, and tokens go in {len(layers)} blocks.")
 
 
 def _put(
