@@ -93,20 +93,22 @@ def _pairs(names: Prescription) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 
 def _number(value: Any) -> Any:
-    """What is a number in Python and not in JSON: `.5`, `5.`, `+1`."""
+    """What is a number in Python and not in JSON, `.5`, `5.`, `+1`, and several with commas: `2,1`, `(2, 1)`."""
     if not isinstance(value, str):
         return value
+    in_brackets = value.startswith("(") and value.endswith(")")
+    several = (value[1:-1].removesuffix(",") if in_brackets else value).split(",")
     try:
-        return float(value)
+        read = [int(one) if one.strip().isdecimal() else float(one) for one in several]
     except ValueError:
         return value
+    return read if in_brackets or len(read) > 1 else float(value)
 
 
 def _word(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool | None)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    """As it can be written after the question mark."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_word, value))
+    if isinstance(value, bool | None):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
