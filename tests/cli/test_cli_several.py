@@ -48,6 +48,7 @@ def test_labels_are_given_one_for_each(fullrank):
     assert "--label was given 1 times for 2 models" in refused.stderr
 
 
+@pytest.mark.slow
 def test_what_fails_is_said_and_the_others_are_shown(fullrank, here):
     result = fullrank("examine", ONE, "./lost", TWO, "--no-spectrum", "--json", "--html", "series.html")
     assert result.exit_code == 2

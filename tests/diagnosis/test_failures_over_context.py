@@ -110,6 +110,7 @@ def test_where_the_mean_alone_is_written_the_test_confirms_both():
         assert effect.high < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_examine_reads_the_initialisation_at_the_same_contexts_and_compares_with_it(kind):
     """Of weights that whoever loaded them calls trained: no rows are put together by hand."""

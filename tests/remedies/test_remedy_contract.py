@@ -23,9 +23,9 @@ CASES = [
     for patient in patients_of(CATALOGUE[text.split("?")[0]].acts_on)
     if (text.split("?")[0], patient) not in REFUSED and (text, patient) not in REFUSED
 ]
-QUICK = ("gpt2", "bert", "zoo_vision", "zoo_state_space")
+QUICK = ("gpt2", "zoo_vision", "zoo_state_space")
 """These have every setting in the ordinary run, all others in the slow one; but for default settings of `PLAIN`."""
-PLAIN = ("llama_padded", "torch_encoder", "plain_softmax")
+PLAIN = ("bert", "llama_padded", "torch_encoder", "plain_softmax")
 
 
 def marked(remedy, patient):

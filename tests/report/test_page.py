@@ -314,6 +314,7 @@ def test_the_table_downloads_as_csv_with_every_column(page, made):
     assert len(lines) == 1 + len(made.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKOUTS)
 def test_a_model_name_with_markup_is_shown_as_text_everywhere(browser, tmp_path, name):
     made = report(model=name, layers=2, heads=2, tokens=8, stack=name, notes=[name])

@@ -29,6 +29,7 @@ def run(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_each_variant_has_the_report_it_has_alone(run):
     specs = [str(run / f"checkpoint-{step}") for step in (500, 1000)]
     together = fullrank.examine_each(specs, spectrum=False)
@@ -117,6 +118,7 @@ def test_a_batch_is_the_same_for_all_even_where_it_can_be_read_once():
     assert {report.about["input"]["sequences"] for report in found.reports} == {2}
 
 
+@pytest.mark.slow
 def test_a_function_makes_the_batch_of_each_subject():
     seen = []
 
