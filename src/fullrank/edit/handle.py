@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, Self
 
 __all__ = ["Change", "Edit", "Ordered", "make", "together"]
@@ -91,6 +92,15 @@ class Edit:
             self._changes[0].leave()
             self._changes = self._changes[1:]
 
+    @contextmanager
+    def kept(self) -> Iterator[Self]:
+        """A block after which the edit stays; where something fails inside it is undone."""
+        try:
+            yield self
+        except BaseException:
+            self.undo()
+            raise
+
     def __enter__(self) -> Self:
         return self
 
@@ -119,20 +129,27 @@ def make(what: str, where: Sequence[str], changes: Iterable[Callable[[], Change]
     return Edit(what, where, made, parameters)
 
 
-def together(edits: Sequence[Edit]) -> Edit:
-    """Several edits as one handle; they are undone in reverse order.
+def together(edits: Iterable[Edit]) -> Edit:
+    """Several edits as one handle, made one after the other; where making one fails, those before it are undone.
 
     Args:
-        edits: edits in force; their own handles are spent.
+        edits: edits in force, or what makes them as they are asked for; their own handles are spent.
 
     Returns:
-        The common handle.
+        The common handle, which undoes them in reverse order; of none it is not in force.
     """
-    changes = [change for edit in edits for change in edit._changes]
-    for edit in edits:
+    made: list[Edit] = []
+    try:
+        made.extend(edits)
+    except BaseException:
+        for edit in reversed(made):
+            edit.undo()
+        raise
+    changes = [change for edit in made for change in edit._changes]
+    for edit in made:
         edit._changes = ()
-    what = "; ".join(dict.fromkeys(edit.what for edit in edits))
-    where = [place for edit in edits for place in edit.where]
-    common = Edit(what, where, changes, sum(edit.parameters for edit in edits))
-    common.notes = tuple(note for edit in edits for note in edit.notes)
+    what = "; ".join(dict.fromkeys(edit.what for edit in made))
+    where = [place for edit in made for place in edit.where]
+    common = Edit(what, where, changes, sum(edit.parameters for edit in made))
+    common.notes = tuple(note for edit in made for note in edit.notes)
     return common

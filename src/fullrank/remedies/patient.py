@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,9 +15,11 @@ from fullrank.capture.weights import Weight
 from fullrank.edit import (
     Branches,
     Call,
+    Carried,
     Edit,
     Norms,
     Place,
+    carry,
     find_branches,
     find_norms,
     rewrite_attention,
@@ -194,6 +196,7 @@ class Patient:
         before: Callable[[Site], Before | None] | None = None,
         after: Callable[[Site], After | None] | None = None,
         sites: Sequence[Site] | None = None,
+        carried: Carried | None = None,
     ) -> Edit:
         """Rewrite the calls of attention modules, each with what is made for it.
 
@@ -205,6 +208,7 @@ class Patient:
             before: makes what changes the calls of a site.
             after: makes what changes their output.
             sites: which; all self-attention by default.
+            carried: what the changes share from layer to layer.
 
         Returns:
             One handle.
@@ -213,24 +217,26 @@ class Patient:
             RemedyError: where nothing is made for any site.
         """
         registered = "fullrank_" + name.replace("-", "_")
-        edits: list[Edit] = []
-        try:
+        places: list[str] = []
+
+        def edits() -> Iterator[Edit]:
+            if carried is not None:
+                yield carry(self.model, carried)
             for site in self.self_attention if sites is None else sites:
                 changes = {"before": before and before(site), "after": after and after(site)}
                 for one in changes.values():
                     if isinstance(one, nn.Module):
                         one.to(device=site.first.device, dtype=self._dtype(site))
                 if any(one is not None for one in changes.values()):
-                    edits.append(
-                        rewrite_attention(self.model, self.anatomy, path=site.path, name=registered, **changes)  # type: ignore[arg-type]
-                    )
-        except BaseException:
-            for edit in reversed(edits):
-                edit.undo()
-            raise
-        if not edits:
-            raise RemedyError(f"{name} finds nothing to change in this {type(self.model).__name__}.")
-        return together(edits)
+                    edit = rewrite_attention(self.model, self.anatomy, path=site.path, name=registered, **changes)  # type: ignore[arg-type]
+                    places.extend(edit.where)
+                    yield edit
+            if not places:
+                raise RemedyError(f"{name} finds nothing to change in this {type(self.model).__name__}.")
+
+        edit = together(edits())
+        edit.where = tuple(places)  # what is carried has no place of its own
+        return edit
 
 
 class _Look:

@@ -19,7 +19,6 @@ from fullrank.remedies.covering import check_branches, identities, notes_on_rest
 from fullrank.remedies.patient import Patient
 
 __all__ = [
-    "all_or_none",
     "change_weights",
     "changed",
     "check_parameter",
@@ -71,8 +70,8 @@ def change_weights(
     """
     found = patient.weights(*roles, part=part)
     notes = notes_on_rest(patient, roles, [weight for _, _, weight in found])
-    edit = all_or_none(_changes(patient, new, found))
-    if edit is None:
+    edit = together(_changes(patient, new, found))
+    if not edit.in_force:
         raise RemedyError(f"no weights {', '.join(roles)} were found in this {type(patient.model).__name__}.")
     edit.notes += notes
     return edit
@@ -128,25 +127,6 @@ def check_parameter(patient: Patient, name: str) -> None:
 def changed(patient: Patient, weight: Weight, value: New) -> Edit:
     """Give one weight another value, as a matrix (out, in)."""
     return replace_weight(patient.model, weight.parameter, partial(_all_within, parts=[(weight, value)]))
-
-
-def all_or_none(edits: Iterator[Edit]) -> Edit | None:
-    """Make edits one after the other; where one fails, those before it are taken back.
-
-    Args:
-        edits: made as they are asked for.
-
-    Returns:
-        One handle; None where there were none.
-    """
-    made: list[Edit] = []
-    try:
-        made.extend(edits)
-    except BaseException:
-        for edit in reversed(made):
-            edit.undo()
-        raise
-    return together(made) if made else None
 
 
 def head_rows(weight: Weight) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -120,31 +121,26 @@ def feat_scale(patient: Patient, *, low: float = 0.0, high: float = 0.0) -> Edit
     def note(site: Site) -> _Note:
         return _Note(sights[site.path])
 
-    edits = [patient.rewrite("feat-scale", after=note, sites=tuple({s.path: s for s in sites.values()}.values()))]
-    try:
+    def edits() -> Iterator[Edit]:
+        yield patient.rewrite("feat-scale", after=note, sites=tuple({s.path: s for s in sites.values()}.values()))
         for path, layers in _by_block(patient, branches).items():
             first = layers[0]
             site = sites[first.stack, first.layer]
             made = FeatScale(_width(site), sights[site.path], low, high)
             dtype = next((p.dtype for p in module_at(patient.model, path).parameters() if p.is_floating_point()), None)
             made.to(device=site.first.device, dtype=dtype or site.first.dtype)
-            edits.append(
-                rewrite_residual(
-                    patient.model,
-                    patient.anatomy,
-                    patient.branches,
-                    made,
-                    stack=first.stack,
-                    layer=first.layer if len(layers) == 1 else None,
-                    branch="attention",
-                    name="fullrank_feat_scale",
-                )
+            yield rewrite_residual(
+                patient.model,
+                patient.anatomy,
+                patient.branches,
+                made,
+                stack=first.stack,
+                layer=first.layer if len(layers) == 1 else None,
+                branch="attention",
+                name="fullrank_feat_scale",
             )
-    except BaseException:
-        for edit in reversed(edits):
-            edit.undo()
-        raise
-    return together(edits)
+
+    return together(edits())
 
 
 def _by_block(patient: Patient, branches: list[Branch]) -> dict[str, list[Branch]]:

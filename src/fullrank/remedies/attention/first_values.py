@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fullrank.capture import undisturbed
-from fullrank.edit import Call, Carried, Edit, carry, rewrite_attention, together
+from fullrank.edit import Call, Carried, Edit, rewrite_attention
 from fullrank.edit.rewriting import After, Before
 from fullrank.errors import EditError
 from fullrank.remedies.attention.score_carrying import layers_of
@@ -113,16 +113,7 @@ def with_first_values(
     def make_after(site: Site) -> After | None:
         return after(site, values) if after is not None and later(site) else None
 
-    edits = [carry(patient.model, carried)]
-    try:
-        edits.append(patient.rewrite(remedy, before=make_before, after=make_after))
-    except BaseException:
-        edits[0].undo()
-        raise
-    where = edits[1].where
-    edit = together(edits)
-    edit.where = where
-    return edit
+    return patient.rewrite(remedy, before=make_before, after=make_after, carried=carried)
 
 
 def _widths(patient: Patient, layers: dict[tuple[str, str], list[Seen]]) -> dict[tuple[str, str], int]:

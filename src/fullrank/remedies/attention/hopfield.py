@@ -70,13 +70,10 @@ def hopfield(
     if skip is None:
         return edit
     where = edit.where
-    try:
+    with edit.kept():
         mixed = rewrite_residual(patient.model, patient.anatomy, patient.branches, _Mixed(skip), branch="attention")
-        places = mixed.where
-        edit = together([edit, mixed])
-    except BaseException:
-        edit.undo()
-        raise
+    places = mixed.where
+    edit = together([edit, mixed])
     edit.where = (*places, *where)
     return edit
 

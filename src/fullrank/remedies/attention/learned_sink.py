@@ -136,9 +136,6 @@ def learned_sink(patient: Patient, *, start: float | None = None) -> Edit:
 
     edit = patient.rewrite("learned-sink", before=shown, after=hidden)
     if start is None:
-        try:
+        with edit.kept():
             calibrate(patient, made)
-        except BaseException:
-            edit.undo()
-            raise
     return edit

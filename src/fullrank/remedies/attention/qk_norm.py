@@ -124,9 +124,6 @@ def qk_norm(patient: Patient, *, norm: str = "rms", start: str = "keep") -> Edit
 
     edit = patient.rewrite("qk-norm", before=make)
     if start == "keep":
-        try:
+        with edit.kept():
             calibrate(patient, made)
-        except BaseException:
-            edit.undo()
-            raise
     return edit

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fullrank.capture.reading import visible_in
-from fullrank.edit import Call, Carried, Edit, carry, together
+from fullrank.edit import Call, Carried, Edit
 from fullrank.errors import EditError, RemedyError
 from fullrank.remedies.attention.carried_scores import Step, coefficients, concatenated, left_out, needed
 from fullrank.remedies.parameter import Parameter
@@ -121,15 +121,7 @@ def carry_scores(
         for key, calls in layers_of(patient, remedy).items()
     }
     change = _Carrying(scores)
-    edits = [carry(patient.model, carried)]
-    try:
-        edits.append(patient.rewrite(remedy, before=lambda site: change, after=lambda site: change.narrowed))
-    except BaseException:
-        edits[0].undo()
-        raise
-    where = edits[1].where
-    edit = together(edits)
-    edit.where = where
+    edit = patient.rewrite(remedy, before=lambda site: change, after=lambda site: change.narrowed, carried=carried)
     edit.notes = tuple(one.said(stack) for (stack, _), one in scores.items() if any(one.left))
     return edit
 

@@ -11,7 +11,7 @@ from fullrank.edit import Call, Edit
 from fullrank.errors import EditError
 from fullrank.remedies.attention.calibrating import Calibrated, calibrate
 from fullrank.remedies.attention.scores import scores, seen_in, visible_numbers
-from fullrank.remedies.loss.real_tokens import real_tokens
+from fullrank.remedies.attention.unpadded import unpadded
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -55,7 +55,7 @@ class Temperature(Calibrated):
             if call.bias is not None or (call.mask is not None and call.mask.dtype != torch.bool):
                 product, _ = scores(call.change(bias=None, mask=None), rows)  # what the queries have a part in
                 s, added = product, s - product
-            real = real_tokens(call)
+            real = unpadded(call)
             real = None if real is None else real[:, rows]
             return temperature_for_entropy(s, seen, self.target, added, real).to(self.per_head)
         if call.input is None:
@@ -256,9 +256,6 @@ def temperature(
     made: list[Temperature] = []
     edit = patient.rewrite("temperature", before=make)
     if kind in ("entropy", "balance"):
-        try:
+        with edit.kept():
             calibrate(patient, made)
-        except BaseException:
-            edit.undo()
-            raise
     return edit

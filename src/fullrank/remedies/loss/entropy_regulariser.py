@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from fullrank.edit import Call, Edit, together
 from fullrank.errors import EditError
 from fullrank.remedies.attention.scores import Rows, row_blocks, scores, seen_in
+from fullrank.remedies.attention.unpadded import unpadded
 from fullrank.remedies.loss.collected import LATEST, Collected, added_to_loss
-from fullrank.remedies.loss.real_tokens import real_tokens
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -104,7 +104,7 @@ class EntropyRegulariser(Collected):
         if self.rows is not None and self.rows < call.queries:
             device = call.value.device
             blocks = [torch.linspace(call.queries - 1, 0, self.rows, device=device).round().long()]
-        real = real_tokens(call)
+        real = unpadded(call)
         if len(blocks) == 1:
             sums = _sums(call, blocks[0], real)
         else:
@@ -207,11 +207,10 @@ def entropy_regulariser(
     def make(site: Site) -> _Collect:
         return _Collect(penalty)
 
-    collected = patient.rewrite("entropy-regulariser", after=make)
-    try:
-        edit = together([collected, added_to_loss(patient, "entropy-regulariser", penalty)])
-    except BaseException:
-        collected.undo()
-        raise
+    def edits() -> Iterator[Edit]:
+        yield patient.rewrite("entropy-regulariser", after=make)
+        yield added_to_loss(patient, "entropy-regulariser", penalty)
+
+    edit = together(edits())
     edit.what = "penalise the entropy of attention"
     return edit

@@ -17,8 +17,8 @@ from fullrank.edit.forwards import EditedForward, Enclosed
 from fullrank.edit.handle import make
 from fullrank.edit.packed import PackedCall
 from fullrank.errors import RemedyError
+from fullrank.remedies.attention.unpadded import unpadded
 from fullrank.remedies.loss.collected import LATEST, Collected, added_to_loss
-from fullrank.remedies.loss.real_tokens import real_tokens
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
@@ -107,7 +107,7 @@ class _ToldByAttention:
 
     def __call__(self, call: Call) -> Call:
         if not isinstance(call, PackedCall) and (call.mask is None or isinstance(call.mask, Tensor)):
-            self.penalty.tell(call.place.stack, real_tokens(call))
+            self.penalty.tell(call.place.stack, unpadded(call))
         return call
 
 
@@ -182,23 +182,22 @@ class _ToldByName:
 def rank_regulariser(patient: Patient, *, weight: float = 0.1, layers: str = "last") -> Edit:
     """Penalise the streams of every stack."""
     penalty = RankRegulariser(weight, squared=layers == "all")
-    edits: list[Edit] = []
-    try:
+    where: list[str] = []
+
+    def placed(edit: Edit) -> Edit:
+        where.extend(edit.where)
+        return edit
+
+    def edits() -> Iterator[Edit]:
         for stack in patient.anatomy.stacks:
             depth = len(stack.paths)
             for layer in range(1, depth + 1) if layers == "all" else (depth,):
                 look = _Collect(penalty, stack.name, layer)
-                edits.append(replace_stream(patient.model, patient.anatomy, look, stack=stack.name, layer=layer))
-        where = [place for one in edits for place in one.where]
-        for told in _told_of_padding(patient, penalty):
-            edits.append(told)  # noqa: PERF402 - one by one: where a later one fails, these are taken back
-        edits.append(added_to_loss(patient, "rank-regulariser", penalty))
-    except BaseException:
-        for edit in reversed(edits):
-            edit.undo()
-        raise
-    where += edits[-1].where
-    edit = together(edits)
+                yield placed(replace_stream(patient.model, patient.anatomy, look, stack=stack.name, layer=layer))
+        yield from _told_of_padding(patient, penalty)
+        yield placed(added_to_loss(patient, "rank-regulariser", penalty))
+
+    edit = together(edits())
     edit.where = tuple(where)
     edit.what = "penalise the rank of the stream"
     return edit

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fullrank.capture import undisturbed
 from fullrank.capture.layout import Layout
-from fullrank.edit import Edit, replace_module
+from fullrank.edit import Edit, replace_module, together
 from fullrank.edit.places import module_at
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
@@ -18,7 +18,6 @@ from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.norm_affine import OtherNorm, moments, refuse_other
 from fullrank.remedies.residual.norm_changes import norms_in
 from fullrank.remedies.residual.padding import Padding, padding_of
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["TokenBatchNorm", "batch_norm"]
 
@@ -116,13 +115,9 @@ def batch_norm(patient: Patient, *, momentum: float = 0.1, eps: float = 1e-5, fi
         for path, module in made.items():
             yield replace_module(patient.model, path, module, name="fullrank_batch_norm")
 
-    edit = all_or_none(edits())
-    assert edit is not None
-    try:
+    edit = together(edits())
+    with edit.kept():
         _begin(patient, list(made.values()))
-    except BaseException:
-        edit.undo()
-        raise
     return edit
 
 

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from fullrank.capture import undisturbed
 from fullrank.capture.anatomy import Stack
-from fullrank.edit import Branch, Branches, Edit, rewrite_residual, scale_branch
+from fullrank.edit import Branch, Branches, Edit, rewrite_residual, scale_branch, together
 from fullrank.edit.adding import Function
 from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
 from fullrank.remedies.patient import Patient
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["Gain", "Weighted", "added_otherwise", "depth_of", "fitted", "followed", "scaled_branches", "shapes_of"]
 
@@ -137,8 +136,7 @@ def shapes_of(patient: Patient) -> dict[tuple[str, int, str], torch.Size]:
     looks = (
         scale_branch(patient.model, Branches(tuple(group)), by=partial(look, at)) for at, group in enumerate(groups)
     )
-    edit = all_or_none(looks)
-    assert edit is not None  # branches were found, or were refused
+    edit = together(looks)
     with edit, undisturbed(patient.model):
         patient.forward()
     return {(one.stack, one.layer, one.name): seen[at] for at, group in enumerate(groups) for one in group}

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fullrank.edit import Call, Edit, rewrite_attention, rewrite_block
+from fullrank.edit import Call, Edit, rewrite_attention, rewrite_block, together
 from fullrank.errors import EditError, RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["ContraNorm", "contranorm"]
 
@@ -116,7 +115,7 @@ def contranorm(patient: Patient, *, scale: float = 0.1) -> Edit:
                 yield rewrite_attention(model, anatomy, before=seen, stack=stack.name, layer=layer, part=part)
                 yield rewrite_block(model, anatomy, ContraNorm(seen, scale), stack=stack.name, layer=layer)
 
-    edit = all_or_none(edits())
-    if edit is None:
+    edit = together(edits())
+    if not edit.in_force:
         raise RemedyError(f"this {type(model).__name__} has no blocks.")
     return edit

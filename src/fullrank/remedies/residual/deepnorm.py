@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fullrank.capture.weights import Weight
-from fullrank.edit import Edit
+from fullrank.edit import Edit, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import Weighted, added_otherwise
 from fullrank.remedies.residual.norm_changes import placement
-from fullrank.remedies.weighing import all_or_none, scale_weights
+from fullrank.remedies.weighing import scale_weights
 
 __all__ = ["deepnorm", "deepnorm_constants"]
 
@@ -89,6 +89,4 @@ def deepnorm(patient: Patient, *, alpha: float | None = None, weights: bool = Tr
         if weights:
             yield scale_weights(patient, factor, "v", "o", "up", "down")
 
-    edit = all_or_none(edits())
-    assert edit is not None  # branches were found, or were refused
-    return edit
+    return together(edits())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fullrank.capture import undisturbed
 from fullrank.capture.layout import Layout
-from fullrank.edit import Branch, Edit, replace_module
+from fullrank.edit import Branch, Edit, replace_module, together
 from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
@@ -20,7 +20,6 @@ from fullrank.remedies.residual.branch_changes import added_otherwise
 from fullrank.remedies.residual.norm_affine import OtherNorm, moments, refuse_other
 from fullrank.remedies.residual.norm_changes import norms_in, placement
 from fullrank.remedies.residual.padding import Padding, padding_of
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["HolisticNorm", "holistic_norm"]
 
@@ -155,13 +154,9 @@ def holistic_norm(patient: Patient, *, eps: float = 1e-5, final: bool = True) ->
             yield replace_module(patient.model, path, module, name="fullrank_holistic_norm")
         yield from added_otherwise(patient, "holistic-norm", function)
 
-    edit = all_or_none(edits())
-    assert edit is not None
-    try:
+    edit = together(edits())
+    with edit.kept():
         _check(patient, norms, made, resized)
-    except BaseException:
-        edit.undo()
-        raise
     return edit
 
 

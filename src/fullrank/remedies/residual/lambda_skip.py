@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fullrank.edit import Branch, Edit
+from fullrank.edit import Branch, Edit, together
 from fullrank.edit.adding import Function
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
@@ -13,7 +13,6 @@ from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import Weighted, added_otherwise, followed
 from fullrank.remedies.residual.norm_changes import placement
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["LambdaSkip", "lambda_skip"]
 
@@ -74,8 +73,8 @@ def lambda_skip(patient: Patient, *, strength: float = 5.0, at: str = "attention
         skips = {(one.layer, one.addition) for one in followed(patient) if one.stack == stack.name and meant(one)}
         if placement(patient, stack.name) != "post":
             _refuse_overflow(patient, stack.name, strength, len(skips))
-    edit = all_or_none(added_otherwise(patient, "lambda-skip", function))
-    if edit is None:
+    edit = together(added_otherwise(patient, "lambda-skip", function))
+    if not edit.in_force:
         raise RemedyError(f"this {type(patient.model).__name__} has no skip around attention; use at=all.")
     return edit
 

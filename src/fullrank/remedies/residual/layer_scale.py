@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fullrank.edit import Branch, Edit
+from fullrank.edit import Branch, Edit, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import Gain, depth_of, scaled_branches, shapes_of, stack_of
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["layer_scale"]
 
@@ -52,6 +51,4 @@ def layer_scale(patient: Patient, *, start: float | None = 1e-5) -> Edit:
         usual = 1e-5 if depth_of(patient, branch) <= 24 else 1e-6
         return Gain(shape[-1], usual if start is None else start)
 
-    edit = all_or_none(scaled_branches(patient, "layer-scale", by))
-    assert edit is not None  # branches were found, or were refused
-    return edit
+    return together(scaled_branches(patient, "layer-scale", by))

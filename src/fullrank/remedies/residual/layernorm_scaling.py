@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fullrank.edit import Edit, replace_module
+from fullrank.edit import Edit, replace_module, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.norm_changes import norms_in
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["layernorm_scaling"]
 
@@ -73,8 +72,7 @@ def layernorm_scaling(patient: Patient, *, power: float = 0.5) -> Edit:
             if layers != {1}:
                 yield replace_module(patient.model, path, Shrunk(float(layers.pop() ** -power)))
 
-    edit = all_or_none(edits())
-    assert edit is not None  # a norm beyond the first block was found
+    edit = together(edits())
     there = {norm.stack for norms in found.values() for norm in norms}
     edit.notes = tuple(
         f"the branches of {stack.name} read through no norm, and {stack.name} is left as it is."

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fullrank.edit import Branch, Edit
+from fullrank.edit import Branch, Edit, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import followed, scaled_branches
 from fullrank.remedies.residual.norm_changes import placement
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["OutputNorm", "peri_norm"]
 
@@ -98,6 +97,4 @@ def peri_norm(patient: Patient, *, kind: str = "own", start: float = 1.0) -> Edi
         eps = 1e-6 if math.isnan(own.eps) else own.eps
         return OutputNorm(made, own.width, eps, start)  # that of its stage, not of the whole stack
 
-    edit = all_or_none(scaled_branches(patient, "peri-norm", by))
-    assert edit is not None  # branches were found, or were refused
-    return edit
+    return together(scaled_branches(patient, "peri-norm", by))

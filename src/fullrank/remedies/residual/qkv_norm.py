@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fullrank.edit import Call, Edit, replace_module
+from fullrank.edit import Call, Edit, replace_module, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient, Site
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.norm_changes import as_given, norms_in
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["QKVNorm", "qkv_norm"]
 
@@ -97,8 +96,7 @@ def qkv_norm(patient: Patient, *, eps: float = 1e-6) -> Edit:
             yield replace_module(patient.model, path, as_given)
         yield patient.rewrite("qkv-norm", before=lambda site: QKVNorm(eps), sites=sites)
 
-    edit = all_or_none(edits())
-    assert edit is not None
+    edit = together(edits())
     edit.notes = tuple(
         f"self-attention of {stack} layer {', '.join(map(str, layers))} reads through no norm and is left as it is."
         for stack, layers in left.items()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture import Stack, undisturbed
-from fullrank.edit import Edit, replace_module, replace_stream
+from fullrank.edit import Edit, replace_module, replace_stream, together
 from fullrank.edit.at_block import given, with_state
 from fullrank.edit.places import Place, place_in
 from fullrank.errors import RemedyError
@@ -19,7 +19,6 @@ from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import fitted
 from fullrank.remedies.tokens.vision import placed_inside
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["Registers", "registers"]
 
@@ -107,27 +106,20 @@ def registers(patient: Patient, *, number: int = 4, std: float = 0.02, seed: int
         yield replace_module(model, places[0].path, first, name="fullrank_registers")
         yield replace_module(model, places[1].path, Dropped(places[1], number))
 
-    edit = all_or_none(edits())
-    assert edit is not None
-    try:
-        with undisturbed(model):
-            found = dict(_shapes(patient.forward()))
+    edit = together(edits())
+    with edit.kept():
+        try:
+            with undisturbed(model):
+                found = dict(_shapes(patient.forward()))
+        except Exception as reason:
+            said = next(iter(str(reason).splitlines()), type(reason).__name__)
+            raise RemedyError(f"{type(model).__name__} does not run with more tokens: {said}") from reason
         other = next((name for name in {**shapes, **found} if shapes.get(name) != found.get(name)), None)
         if other is not None:
             raise RemedyError(
                 f"{other or 'the output'} of {type(model).__name__} is {found.get(other)} with more tokens and "
                 f"{shapes.get(other)} without them: what is made of states inside the blocks does not fit."
             )
-    except RemedyError:
-        edit.undo()
-        raise
-    except Exception as reason:
-        edit.undo()
-        said = next(iter(str(reason).splitlines()), type(reason).__name__)
-        raise RemedyError(f"{type(model).__name__} does not run with more tokens: {said}") from reason
-    except BaseException:
-        edit.undo()
-        raise
     return edit
 
 

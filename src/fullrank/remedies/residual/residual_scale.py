@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fullrank.edit import Branch, Edit
+from fullrank.edit import Branch, Edit, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import Weighted, added_otherwise, depth_of, scaled_branches
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["residual_scale"]
 
@@ -107,6 +106,4 @@ def residual_scale(
         if skip == "variance"
         else scaled_branches(patient, "residual-scale", factor)
     )
-    edit = all_or_none(edits)
-    assert edit is not None  # branches were found, or were refused
-    return edit
+    return together(edits)

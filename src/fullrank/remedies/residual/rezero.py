@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from fullrank.edit import Branch, Edit
+from fullrank.edit import Branch, Edit, together
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import Gain, scaled_branches, stack_of
 from fullrank.remedies.residual.norm_changes import without_norms
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["rezero"]
 
@@ -74,6 +73,4 @@ def rezero(patient: Patient, *, start: float = 0.0, norms: str = "remove") -> Ed
             yield from without_norms(patient)  # before the scales: what is multiplied by 0 shows no norm
         yield from scaled_branches(patient, "rezero", by)
 
-    edit = all_or_none(edits())
-    assert edit is not None  # branches were found, or were refused
-    return edit
+    return together(edits())

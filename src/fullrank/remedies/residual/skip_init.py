@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fullrank.edit import Edit
+from fullrank.edit import Edit, together
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
 from fullrank.remedies.residual.branch_changes import Gain, scaled_branches
 from fullrank.remedies.residual.norm_changes import without_norms
-from fullrank.remedies.weighing import all_or_none
 
 __all__ = ["skip_init"]
 
@@ -45,6 +44,4 @@ def skip_init(patient: Patient, *, start: float = 0.0, norms: str = "keep") -> E
             yield from without_norms(patient)  # before the scales: what is multiplied by 0 shows no norm
         yield from scaled_branches(patient, "skip-init", lambda branch: Gain(1, start))
 
-    edit = all_or_none(edits())
-    assert edit is not None  # branches were found, or were refused
-    return edit
+    return together(edits())

@@ -87,11 +87,4 @@ def polarise(patient: Patient, *, ones: int = 1, zeros: int = 1) -> Edit:
         for part, module in mixer.named_children()
         if isinstance(module, Decay)
     ]
-    edits: list[Edit] = []
-    try:
-        edits.extend(replace_module(patient.model, path, _Polarised(ones, zeros)) for path in paths)
-    except BaseException:
-        for edit in reversed(edits):
-            edit.undo()
-        raise
-    return together(edits)
+    return together(replace_module(patient.model, path, _Polarised(ones, zeros)) for path in paths)

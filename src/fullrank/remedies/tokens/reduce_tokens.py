@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -269,15 +269,13 @@ def _put(
             return None
         return Attending(plan, site.first.key_value_heads if omega and later else None)
 
-    where = {"stack": vision.stack, "branch": "attention"}
-    edits = [patient.rewrite(_NAME, before=attending, sites=vision.sites)]
-    try:
+    def edits() -> Iterator[Edit]:
+        where = {"stack": vision.stack, "branch": "attention"}
+        yield patient.rewrite(_NAME, before=attending, sites=vision.sites)
         if noting is not None:
-            edits.append(noting())
-        edits.extend(
-            rewrite_residual(patient.model, patient.anatomy, branches, Reduce(plan, layer), layer=layer, **where)
-            for layer in sorted(plan.steps)
-        )
+            yield noting()
+        for layer in sorted(plan.steps):
+            yield rewrite_residual(patient.model, patient.anatomy, branches, Reduce(plan, layer), layer=layer, **where)
         if back:
             if plan.fusion == "none" and plan.steps[last].method == "prune":
                 raise RemedyError("restore=true needs what stands for pruned tokens, and fusion='none' leaves nothing.")
@@ -285,11 +283,6 @@ def _put(
             if len(names) < 2:
                 raise EditError("the last block adds nothing after its attention, so tokens cannot be restored there.")
             where |= {"branch": names[-1]}
-            edits.append(
-                rewrite_residual(patient.model, patient.anatomy, branches, Restore(plan), layer=vision.depth, **where)
-            )
-    except BaseException:
-        for edit in reversed(edits):
-            edit.undo()
-        raise
-    return together(edits)
+            yield rewrite_residual(patient.model, patient.anatomy, branches, Restore(plan), layer=vision.depth, **where)
+
+    return together(edits())

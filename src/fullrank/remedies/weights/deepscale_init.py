@@ -10,13 +10,13 @@ from torch import Tensor
 
 from fullrank.capture import Anatomy
 from fullrank.capture.weights import Weight, matrix
-from fullrank.edit import Branches, Edit, rewrite_residual
+from fullrank.edit import Branches, Edit, rewrite_residual, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.covering import check_branches
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import all_or_none, check_weight
+from fullrank.remedies.weighing import check_weight
 from fullrank.remedies.weights.drawing import HOW, SEED, sized_weights, unscaled_queries
 from fullrank.remedies.weights.embeddings import NEAR, brought_to_variance, sums, tables
 from fullrank.remedies.weights.stream_states import mean_squares
@@ -144,8 +144,8 @@ def deepscale_init(
                 )
         notes.extend(_off(patient, keep, ends=residual))
 
-    edit = all_or_none(edits())
-    if edit is None:
+    edit = together(edits())
+    if not edit.in_force:
         raise RemedyError(f"this {type(patient.model).__name__} has no blocks with weights that are known.")
     edit.notes = (*edit.notes, *notes)
     return edit

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.wrappers import bare
-from fullrank.edit import Edit, replace_weight
+from fullrank.edit import Edit, replace_weight, together
 from fullrank.remedies.patient import Patient
-from fullrank.remedies.weighing import all_or_none, check_parameter
+from fullrank.remedies.weighing import check_parameter
 from fullrank.remedies.weights.drawing import ratio_to, sized
 from fullrank.remedies.weights.stream_states import first_states, mean_squares
 
@@ -111,9 +111,7 @@ def brought_to_variance(patient: Patient, group: Sequence[Table], variance: floa
         values[table.parameter] = _sized(W, std, table, how, generator)
 
     def put(factor: float) -> Edit:
-        edit = all_or_none(replace_weight(patient.model, name, factor * W) for name, W in values.items())
-        assert edit is not None
-        return edit
+        return together(replace_weight(patient.model, name, factor * W) for name, W in values.items())
 
     def seen(factor: float) -> list[float]:
         with put(factor):

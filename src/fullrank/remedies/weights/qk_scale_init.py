@@ -153,11 +153,8 @@ def qk_scale_init(patient: Patient, *, b: float = 1.0, law: str = "sqrt-log", co
     notes = notes_on_branches(patient)
     for _ in range(_ROUNDS):
         edit = _scaled(patient, keys, factors)
-        try:
+        with edit.kept():
             found = _measured(patient, _Watch(law, context, b, ahead=False)).found
-        except BaseException:
-            edit.undo()
-            raise
         off = {path: _to_all(patient, keys[path], _asked(each, b, path)) for path, each in found.items()}
         if all(bool(((one - 1).abs() < enough).all()) for one in off.values()):
             edit.notes += notes

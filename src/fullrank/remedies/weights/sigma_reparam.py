@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.capture.weights import Runs, Weight, indices
-from fullrank.edit import Edit, reparametrize
+from fullrank.edit import Edit, reparametrize, together
 from fullrank.edit.places import module_at
 from fullrank.errors import RemedyError
 from fullrank.remedies.covering import notes_on_rest
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import all_or_none, check_weight
+from fullrank.remedies.weighing import check_weight
 
 __all__ = ["SigmaReparam", "sigma_reparam"]
 
@@ -179,8 +179,8 @@ def sigma_reparam(patient: Patient, *, roles: str = "all", per: str = "parameter
             except RemedyError as reason:
                 raise RemedyError(f"{name} cannot be reparametrised: {reason}") from None
 
-    edit = all_or_none(edits())
-    if edit is None:
+    edit = together(edits())
+    if not edit.in_force:
         raise RemedyError(f"no weights were found in the blocks of this {type(patient.model).__name__}.")
     edit.notes += rest
     return edit

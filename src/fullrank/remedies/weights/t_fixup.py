@@ -7,12 +7,12 @@ from typing import Any
 
 from fullrank.capture.anatomy import Stack
 from fullrank.capture.weights import Weight
-from fullrank.edit import Edit, find_norms, replace_module, replace_weight
+from fullrank.edit import Edit, find_norms, replace_module, replace_weight, together
 from fullrank.errors import RemedyError
 from fullrank.remedies.parameter import Parameter
 from fullrank.remedies.patient import Patient
 from fullrank.remedies.remedy import remedy
-from fullrank.remedies.weighing import all_or_none, scale_weights
+from fullrank.remedies.weighing import scale_weights
 from fullrank.remedies.weights.embeddings import tables
 
 __all__ = ["t_fixup"]
@@ -68,8 +68,7 @@ def t_fixup(patient: Patient, *, norms: str = "keep", embeddings: bool = True) -
         if norms == "remove":
             yield from _without_norms(patient)
 
-    edit = all_or_none(edits())
-    assert edit is not None  # weights were found, or were refused
+    edit = together(edits())
     edit.notes = (*edit.notes, *notes)
     return edit
 

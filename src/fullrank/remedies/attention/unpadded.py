@@ -7,10 +7,10 @@ from torch import Tensor
 from fullrank.edit import Call
 from fullrank.remedies.attention.scores import seen_in
 
-__all__ = ["real_tokens"]
+__all__ = ["unpadded"]
 
 
-def real_tokens(call: Call) -> Tensor | None:
+def unpadded(call: Call) -> Tensor | None:
     """The tokens that some query of their own sequence may see, but for causality and windows that the kernel applies.
 
     Args:
